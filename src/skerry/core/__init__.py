@@ -1,0 +1,1 @@
+"""Ground floor: contracts, thresholds, findings, metrics, checks. Imports nothing else of Skerry."""

@@ -1,0 +1,1 @@
+"""Planned wing; see the catalogue (``skerry papers``)."""
