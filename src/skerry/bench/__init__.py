@@ -1,1 +1,1 @@
-"""skerry.bench"""
+"""Protocols and replicas: one module per study, each with ``run(quick, data, seed, progress) -> dict``."""

@@ -1,0 +1,53 @@
+"""``skerry bench``: list, run and compare the studies."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["bench"]
+
+bench = typer.Typer(help="Run the studies that back every claim.", no_args_is_help=True)
+
+
+@bench.command("list")
+def list_studies() -> None:
+    """List the studies. Example: `skerry bench list`."""
+    from skerry.bench.runner import STUDIES
+
+    for name, what in STUDIES.items():
+        typer.echo(f"{name:<26} {what}")
+
+
+@bench.command()
+def run(
+    name: Annotated[str, typer.Argument(help="A name of `skerry bench list`.")],
+    quick: Annotated[bool, typer.Option(help="A small version, under a minute.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Data folder; default SKERRY_DATA or ../shared/data.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for NAME.json and NAME.md.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Run a study beside its peers. Example: `skerry bench run outrank --quick`."""
+    from skerry.bench.runner import plain, run_study, to_markdown
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    result = run_study(name, quick=quick, data=data, seed=seed, out=out, progress=say)
+    sys.stdout.write(json.dumps(plain(result)) + "\n" if as_json else to_markdown(result))
+
+
+@bench.command()
+def compare(old: Path, new: Path) -> None:
+    """Show which figures differ between two result files."""
+    from skerry.bench.runner import compare as difference
+
+    rows = difference(old, new)
+    for r in rows:
+        typer.echo(f"{r['name']!s:<32} {r['figure']:<24} {r['old']!s:>12} -> {r['new']!s}")
+    typer.echo(f"{len(rows)} figures differ")

@@ -1,0 +1,55 @@
+"""What the sub-commands share: progress on stderr, warnings as notes, threads."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["progress", "quiet_warnings", "use_threads"]
+
+
+@contextmanager
+def progress(title: str, enabled: bool = True) -> Iterator[Callable[[int, int | None], None]]:
+    """Yield ``update(done, total)`` that draws a bar on stderr when stderr is a terminal."""
+    if not enabled or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def quiet_warnings(enabled: bool = True) -> Iterator[list[str]]:
+    """Collect Skerry's own warnings as plain lines for the notes; drop third-party chatter."""
+    from skerry.core.errors import SkerryWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", SkerryWarning)
+        lines: list[str] = []
+        try:
+            yield lines
+        finally:
+            lines.extend(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, SkerryWarning)))
+
+
+def use_threads(n: int | None) -> None:
+    """Hold every compiled loop, BLAS and polars to ``n`` threads; must run before they are imported."""
+    if n is None:
+        return
+    for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
+        os.environ[name] = str(n)

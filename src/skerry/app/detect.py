@@ -1,0 +1,160 @@
+"""``skerry detect``: the rows of a table that do not belong, and why."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from skerry.app.console import progress, quiet_warnings, use_threads
+
+if TYPE_CHECKING:
+    from skerry.core.findings import Findings
+
+__all__ = ["detect"]
+
+
+def detect(
+    path: Annotated[str, typer.Argument(help="CSV, TSV, Parquet (file, folder, glob), Arrow, JSONL, NPY, NPZ, or -")],
+    detector: Annotated[str, typer.Option(help="ensemble, isolation-forest, knn, lof, ecod ...")] = "ensemble",
+    threshold: Annotated[
+        str, typer.Option(help="auto, contamination:0.01, extreme:1e-3 or conformal:0.05")
+    ] = "auto",
+    label: Annotated[str | None, typer.Option(help="0/1 column kept out of the features; metrics are printed.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="A table of rows known to be normal: fit and calibrate on it.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Scores of all rows, .parquet or .csv.")] = None,
+    report: Annotated[Path | None, typer.Option(help="A self-contained HTML page.")] = None,
+    top: Annotated[int, typer.Option(min=0, help="Flagged rows to print.")] = 10,
+    save_model: Annotated[Path | None, typer.Option(help="Save the fitted model (data only, no code).")] = None,
+    model: Annotated[Path | None, typer.Option(help="Score with a saved model instead of fitting.")] = None,
+    explain: Annotated[bool, typer.Option(help="Word the reasons of the flagged rows.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
+    sample_rows: Annotated[int, typer.Option(min=2, help="Larger tables are fitted on a sample.")] = 200_000,
+) -> None:
+    """Find the rows of a table that do not belong, and say why.
+
+    Example: `skerry detect payments.csv --threshold contamination:0.01 --report findings.html`
+    """
+    use_threads(threads)
+    from skerry.core.errors import ParameterError
+    from skerry.core.threshold import parse_threshold
+
+    try:  # usage mistakes are told before any data are read
+        from skerry.detect.tabular.registry import make_detector
+
+        parse_threshold(threshold)
+        make_detector(detector)
+    except ParameterError as error:
+        raise typer.BadParameter(str(error)) from None
+    _check_outputs(out, report, save_model)
+    with quiet_warnings() as warned, progress("scoring") as update:
+        from skerry.core.persistence import load, save
+        from skerry.detect.tabular.pipeline import TableModel, find_outliers
+
+        fitted = None
+        if model is not None:
+            fitted = load(model)
+            if not isinstance(fitted, TableModel):
+                from skerry.core.errors import ModelError
+
+                raise ModelError(f"{model}: holds a {type(fitted).__name__}, not a model saved by skerry detect")
+            if threshold != "auto":
+                fitted.detector_.set_threshold(threshold)
+        keep: list[TableModel] = []
+        findings = find_outliers(
+            path,
+            detector=detector,
+            threshold=threshold,
+            label=label,
+            reference=reference,
+            model=fitted,
+            explain=explain,
+            top=top,
+            out=out,
+            sample_rows=sample_rows,
+            random_state=seed,
+            on_progress=update,
+            on_fitted=keep.append,
+        )
+        if save_model is not None:
+            save(keep[0], save_model)
+    findings.notes.extend(warned)
+    findings.command = shlex.join(["skerry", *sys.argv[1:]])
+    if report is not None:
+        findings.to_html(report)
+    if as_json:
+        sys.stdout.write(findings.to_json() + "\n")
+        return
+    _print(findings, explain)
+    for kind, where in (("scores", out), ("report", report), ("model", save_model)):
+        if where is not None:
+            typer.echo(f"{kind}: {where}")
+
+
+def _check_outputs(*paths: Path | None) -> None:
+    from skerry.core.errors import DataError
+
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise DataError(f"{path}: the folder {path.absolute().parent} does not exist; create it first")
+        if path is not None and path.is_dir():
+            raise DataError(f"{path}: is a folder; give a file name")
+
+
+def _print(findings: Findings, explain: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(soft_wrap=False, highlight=False)
+    shown = findings.flagged
+    treated = [c for c in findings.columns if c["kind"] != "numeric" or c["note"]]
+    console.print(
+        Text(
+            f"{findings.source}: {findings.rows:,} rows, {len(findings.columns)} columns -> "
+            f"{findings.features} features"
+        )
+    )
+    for c in treated[:12]:
+        console.print(
+            Text(f"  {c['column']}: {c['kind']}, {c['action']}" + (f"; {c['note']}" if c["note"] else "")), style="dim"
+        )
+    if len(treated) > 12:
+        console.print(f"  and {len(treated) - 12} more columns (all are in the report)", style="dim")
+    share = findings.n_flagged / findings.rows
+    console.print(
+        Text(
+            f"{findings.n_flagged:,} flagged ({share:.2%}) by {findings.detector}, threshold "
+            f"{findings.threshold_rule} = {findings.threshold:.4g}, {findings.seconds:.2f} s"
+        ),
+        style="bold",
+    )
+    if shown:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("row", justify="right")
+        table.add_column("score", justify="right")
+        table.add_column("p", justify="right")
+        if explain:
+            table.add_column("why", overflow="fold")
+        for f in shown:
+            cells = [f"{f.row}", f"{f.score:.4g}", f"{f.p_value:.2g}"]
+            table.add_row(*cells, *([Text("\n".join(f.reasons))] if explain else []))
+        console.print(table)
+        if len(shown) < findings.n_flagged:
+            console.print(f"... and {findings.n_flagged - len(shown):,} more", style="dim")
+    if findings.metrics:
+        m = findings.metrics
+        console.print(
+            f"AUROC {m['auroc']:.4f}   average precision {m['average_precision']:.4f}   precision among the "
+            f"{findings.n_flagged:,} flagged {m['precision_at_flagged']:.4f}"
+        )
+    for note in findings.notes:
+        console.print(Text(f"note: {note}"), style="dim")
+

@@ -1,0 +1,169 @@
+"""Run a study, and keep what it measured: ``benchmarks/NAME.json`` and ``.md``, with machine and versions."""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from skerry.core.errors import DataError, ParameterError, nearest
+from skerry.core.files import atomic_write
+
+__all__ = ["STUDIES", "compare", "plain", "run_study", "to_markdown"]
+
+STUDIES: dict[str, str] = {
+    "apre-mss": "autoencoder losses and mean-shift scoring on labelled tables",
+    "autood": "curiosity-guided search of a detector against random search",
+    "beta-rank": "filter pruning criteria on long-tailed images",
+    "conformal": "measured false discovery rate of conformal thresholds",
+    "outrank": "cardinality-aware ranking beside the published package",
+    "robust-high-dimensional": "screening, nonconvex regression and mixed models",
+    "tabular": "accuracy of the default and of every detector beside PyOD",
+    "tabular-speed": "seconds and memory beside PyOD, scikit-learn and faiss",
+}
+_PACKAGES = ("numpy", "scipy", "scikit-learn", "numba", "polars", "torch", "pyod", "faiss-cpu", "outrank", "statsmodels")
+
+
+def default_data() -> Path:
+    """Return ``SKERRY_DATA`` or ``../shared/data``."""
+    return Path(os.environ.get("SKERRY_DATA", "../shared/data"))
+
+
+def run_study(
+    name: str,
+    *,
+    quick: bool = False,
+    data: Path | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Run the study ``name`` and write its result to ``out`` (a folder), if given.
+
+    Returns
+    -------
+    dict
+        ``title``, ``claim``, ``table`` (rows of figures), ``tables``, ``notes``, ``machine``, ``versions`` ...
+
+    Raises
+    ------
+    ParameterError
+        For an unknown study.
+    DataError
+        If the data folder is absent.
+    """
+    if name not in STUDIES:
+        raise ParameterError(f"unknown study {name!r}: {nearest(name, STUDIES)}")
+    data = data or default_data()
+    if not data.is_dir():
+        raise DataError(f"no data folder at {data}: set SKERRY_DATA or --data to the folder of data sets")
+    module = importlib.import_module(f"skerry.bench.{name.replace('-', '_')}")
+    started = time.perf_counter()
+    result = module.run(quick=quick, data=data, seed=seed, progress=progress)
+    result |= {
+        "name": name,
+        "quick": quick,
+        "seed": seed,
+        "seconds": round(time.perf_counter() - started, 1),
+        "date": dt.date.today().isoformat(),
+        "command": f"skerry bench run {name}" + (" --quick" if quick else ""),
+        "machine": _machine(),
+        "versions": _versions(),
+    }
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        for suffix, text in ((".json", json.dumps(plain(result), indent=1) + "\n"), (".md", to_markdown(result))):
+            with atomic_write(out / f"{name}{suffix}") as file:
+                file.write(text.encode())
+    return result
+
+
+def compare(old: Path, new: Path) -> list[dict[str, Any]]:
+    """Return the figures that differ between two result files: path, old and new value."""
+    try:
+        a, b = (json.loads(p.read_text()) for p in (old, new))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot compare {old} with {new}: {error}") from None
+    rows = []
+    for i, (x, y) in enumerate(zip(a.get("table", []), b.get("table", []), strict=False)):
+        for key in x.keys() & y.keys():
+            if isinstance(x[key], (int, float)) and x[key] != y[key]:
+                rows.append({"row": i, "name": next(iter(x.values())), "figure": key, "old": x[key], "new": y[key]})
+    return rows
+
+
+def to_markdown(result: dict[str, Any]) -> str:
+    """Return the result as a Markdown page."""
+    lines = [f"# {result['title']}", "", result["claim"], "", *_table(result["table"])]
+    for name, rows in result.get("tables", {}).items():
+        lines += ["", f"## {name}", "", *_table(rows)]
+    if result.get("notes"):
+        lines += ["", "## Notes", "", *(f"- {n}" for n in result["notes"])]
+    machine, versions = result["machine"], result["versions"]
+    lines += [
+        "",
+        f"`{result['command']}`, {result['date']}, {result['seconds']} s, seed {result['seed']}; "
+        f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}; "
+        + ", ".join(f"{k} {v}" for k, v in versions.items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return ["(no rows)"]
+    keys = list(dict.fromkeys(k for r in rows for k in r))
+
+    def cell(v: Any) -> str:
+        if isinstance(v, float):
+            return "-" if math.isnan(v) else f"{v:.4g}"
+        return "" if v is None else str(v)
+
+    return [
+        "| " + " | ".join(keys) + " |",
+        "|" + "---|" * len(keys),
+        *("| " + " | ".join(cell(r.get(k)) for k in keys) + " |" for r in rows),
+    ]
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` as JSON-ready data; NaN and infinities become null."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value
+
+
+def _machine() -> dict[str, Any]:
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return {"processor": model, "cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()}
+
+
+def _versions() -> dict[str, str]:
+    from skerry import __version__
+
+    found = {"skerry": __version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

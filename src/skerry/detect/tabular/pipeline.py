@@ -1,0 +1,415 @@
+"""From a table of any kind and size to findings: sample, encode, fit, score batch by batch, word the reasons.
+
+Memory is bounded by the sample (``sample_rows``), the batch and eight bytes a row for the scores.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from skerry.core import metrics
+from skerry.core.detector import Detector
+from skerry.core.errors import DataError, ModelError
+from skerry.core.findings import Finding, Findings
+from skerry.core.threshold import Conformal, Threshold, conformal_p_value
+from skerry.detect.tabular.registry import make_detector
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["TableModel", "find_outliers"]
+
+MAP_ROWS = 1500  # rows in the report's map and score plot
+N_REASONS = 3
+
+
+class TableModel(BaseEstimator):
+    """An encoder, a scale and a detector: what is saved, and what scores raw frames.
+
+    Parameters
+    ----------
+    detector : str or Detector, default "ensemble"
+        A name of :func:`make_detector`, or an unfitted detector.
+    threshold : str, float or Threshold, default "auto"
+    random_state : int or None, default None
+
+    Attributes
+    ----------
+    encoder_ : TableEncoder
+    detector_ : Detector
+        Fitted on encoded columns, each centred and divided by its standard deviation.
+
+    Examples
+    --------
+    >>> import polars as pl
+    >>> frame = pl.DataFrame({"amount": [*range(40), 900], "shop": ["a", "b"] * 20 + ["a"]})
+    >>> model = TableModel("ecod").fit(frame)
+    >>> int(model.anomaly_score(frame).argmax())
+    40
+    """
+
+    def __init__(
+        self,
+        detector: str | Detector = "ensemble",
+        threshold: str | float | Threshold = "auto",
+        random_state: int | None = None,
+    ) -> None:
+        self.detector = detector
+        self.threshold = threshold
+        self.random_state = random_state
+
+    def fit(self, frame: pl.DataFrame, y: Any = None) -> Self:
+        """Learn encoding, scale and detector from ``frame``; ``y`` is ignored."""
+        from sklearn.base import clone
+
+        from skerry.data.encoder import TableEncoder
+
+        self.encoder_ = TableEncoder().fit(frame)
+        X = self.encoder_.transform(frame)
+        self.location_ = X.mean(axis=0)
+        scale = X.std(axis=0)
+        self.scale_ = np.where(scale > 0, scale, 1.0)
+        detector = (
+            clone(self.detector)
+            if isinstance(self.detector, Detector)
+            else make_detector(self.detector, threshold=self.threshold, random_state=self.random_state)
+        )
+        self.detector_ = detector.fit(self._scaled(X))
+        return self
+
+    def _scaled(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+        X -= self.location_
+        X /= self.scale_
+        return X
+
+    def encode(self, frame: pl.DataFrame) -> NDArray[np.float64]:
+        """Return the encoded, scaled features of ``frame``, shape (n, d)."""
+        check_is_fitted(self)
+        return self._scaled(self.encoder_.transform(frame))
+
+    def anomaly_score(self, frame: pl.DataFrame) -> NDArray[np.float64]:
+        """Return one score per row, higher = more anomalous."""
+        return self.detector_.anomaly_score(self.encode(frame))
+
+    def contributions(self, X: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """Return for each original column its contribution to the score of each row of encoded ``X``."""
+        by_feature = self.detector_.explain(X)
+        out: dict[str, NDArray[np.float64]] = {}
+        for j, feature in enumerate(self.encoder_.get_feature_names_out()):
+            column = self.encoder_.feature_column_[feature]
+            out[column] = out[column] + by_feature[:, j] if column in out else by_feature[:, j]
+        return out
+
+    def reasons(
+        self, frame: pl.DataFrame, X: NDArray[np.float64]
+    ) -> tuple[list[tuple[str, ...]], dict[str, float]]:
+        """Return the reasons of each row, and the summed positive contribution of each column."""
+        parts = self.contributions(X)
+        columns = list(parts)
+        matrix = np.column_stack([np.maximum(parts[c], 0.0) for c in columns])
+        order = np.argsort(-matrix, axis=1, kind="stable")[:, :N_REASONS]
+        values = {c: frame[c].to_list() for c in {columns[j] for j in np.unique(order)}}
+        worded = []
+        for i, best in enumerate(order):
+            top = matrix[i, best[0]]
+            worded.append(
+                tuple(
+                    self.encoder_.reason(columns[j], values[columns[j]][i])
+                    for j in best
+                    if matrix[i, j] > 0.1 * top
+                )
+            )
+        share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+        return worded, dict(zip(columns, share.sum(axis=0).tolist(), strict=True))
+
+
+def find_outliers(
+    source: Any,
+    *,
+    detector: str | Detector = "ensemble",
+    threshold: str | float | Threshold = "auto",
+    label: str | None = None,
+    reference: Any = None,
+    model: TableModel | None = None,
+    explain: bool = True,
+    top: int = 20,
+    out: str | Path | None = None,
+    sample_rows: int = 200_000,
+    batch_rows: int = 65_536,
+    random_state: int | None = 0,
+    on_progress: Callable[[int, int | None], None] | None = None,
+    on_fitted: Callable[[TableModel], None] | None = None,
+) -> Findings:
+    """Find the rows of a table that do not belong.
+
+    Parameters
+    ----------
+    source : path, "-" or table
+        Anything that :func:`skerry.data.open_table` reads.
+    detector, threshold, random_state
+        As in :class:`TableModel`.
+    label : str, optional
+        A 0/1 column kept out of the features; metrics against it are reported.
+    reference : path or table, optional
+        Rows known to be normal: the detector is fitted and calibrated on them instead of on ``source``.
+    model : TableModel, optional
+        A fitted model: nothing is fitted, ``source`` is only scored.
+    explain : bool, default True
+        Word the reasons of flagged rows.
+    top : int, default 20
+        Flagged rows kept in the findings.
+    out : path, optional
+        ``.parquet`` or ``.csv`` with ``row``, ``score``, ``p_value``, ``outlier`` and ``reasons`` of all rows.
+    sample_rows : int, default 200,000
+        Larger tables are fitted on a uniform sample of this many rows.
+    batch_rows : int, default 65,536
+    on_progress : callable (rows done, rows in all or None), optional
+    on_fitted : callable (TableModel), optional
+        Receives the model before scoring, to keep or save it.
+
+    Returns
+    -------
+    Findings
+
+    Raises
+    ------
+    DataError
+        If the source cannot be read or used, or ``out`` cannot be written.
+    """
+    from skerry.data.tables import open_table
+
+    started = time.perf_counter()
+    table = open_table(source)
+    if label is not None and label not in table.columns:
+        raise DataError(f"{table.name}: no label column {label!r}; columns are {', '.join(table.columns[:20])}")
+    notes = list(getattr(table, "notes", []))
+    if model is None:
+        fitted_on = table if reference is None else open_table(reference)
+        frame = _fitting_sample(fitted_on, sample_rows, random_state, notes)
+        frame = frame.drop(label) if label is not None and label in frame.columns else frame
+        model = TableModel(detector, threshold, random_state).fit(frame)
+    elif not isinstance(model, TableModel):
+        raise ModelError(f"model must be a fitted TableModel, got {type(model).__name__}")
+    if on_fitted is not None:
+        on_fitted(model)
+    scored = _score_stream(model, table, label, explain, top, out, batch_rows, random_state, on_progress)
+    rule = model.detector_.threshold_rule_
+    if isinstance(rule, Conformal) and reference is None and scored["n_flagged"] == 0:
+        notes.append(
+            "conformal: nothing stands out at this false discovery rate; a table that is its own reference "
+            "leaves little power, give rows known to be normal as the reference"
+        )
+    return Findings(
+        source=table.name,
+        features=model.detector_.n_features_in_,
+        detector=type(model.detector_).__name__,
+        threshold_rule=str(rule),
+        seconds=time.perf_counter() - started,
+        columns=[_plain(c) for c in model.encoder_.report_],
+        notes=notes,
+        **scored,
+    )
+
+
+def _plain(report: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(report)
+
+
+def _fitting_sample(table: Any, sample_rows: int, random_state: int | None, notes: list[str]) -> pl.DataFrame:
+    from skerry.data.tables import reservoir_sample
+
+    if table.n_rows is not None and table.n_rows <= sample_rows:
+        return table.read()
+    frame, _ = reservoir_sample(table, sample_rows, random_state)
+    if frame.height == sample_rows:
+        notes.append(f"fitted on a uniform sample of {sample_rows:,} rows; every row was scored")
+    return frame
+
+
+def _score_stream(
+    model: TableModel,
+    table: Any,
+    label: str | None,
+    explain: bool,
+    top: int,
+    out: str | Path | None,
+    batch_rows: int,
+    random_state: int | None,
+    on_progress: Callable[[int, int | None], None] | None,
+) -> dict[str, Any]:
+    """Two passes at most: scores and the decision, then the rows that the decision concerns."""
+    detector = model.detector_
+    scores, labels = [], []
+    kept_rows: list[pl.DataFrame] = []
+    done = 0
+    for frame in table.batches(batch_rows):
+        if label is not None:
+            labels.append(_labels(frame[label], label, done))
+        scores.append(model.anomaly_score(frame))
+        done += frame.height
+        if done <= MAP_ROWS:
+            kept_rows.append(frame)
+        if on_progress:
+            on_progress(done, table.n_rows)
+    if not scores:
+        raise DataError(f"{table.name}: no rows to score")
+    s = np.concatenate(scores)
+    p = conformal_p_value(detector.reference_scores_, s)
+    flagged = detector.threshold_rule_.flag(s, detector.threshold_, p)
+    cutoff = detector.threshold_
+    if isinstance(detector.threshold_rule_, Conformal):
+        cutoff = float(s[flagged].min()) if flagged.any() else np.inf
+
+    flagged_rows = np.flatnonzero(flagged)
+    ranked = flagged_rows[np.argsort(-s[flagged_rows], kind="stable")]
+    wanted = flagged_rows if out is not None else np.sort(ranked[:top])
+    rng = np.random.default_rng(random_state)
+    shown = np.arange(s.size) if s.size <= MAP_ROWS else np.sort(rng.choice(s.size, MAP_ROWS, replace=False))
+    shown = np.union1d(shown, ranked[:top])
+
+    found: dict[int, Finding] = {}
+    importance: dict[str, float] = {}
+    points: list[NDArray] = []
+    keep = set(ranked[:top].tolist())
+    start = 0
+    with ExitStack() as stack:
+        writer = stack.enter_context(_RowWriter(Path(out))) if out is not None else None
+        for frame in table.batches(batch_rows):
+            stop = start + frame.height
+            rows = wanted[(wanted >= start) & (wanted < stop)]
+            text: dict[int, tuple[str, ...]] = {}
+            if rows.size:
+                part = frame[rows - start]
+                if explain:
+                    worded, share = model.reasons(part, model.encode(part))
+                    text = dict(zip(rows.tolist(), worded, strict=True))
+                    for column, value in share.items():
+                        importance[column] = importance.get(column, 0.0) + value
+                for i, row in enumerate(rows.tolist()):
+                    if row in keep:
+                        found[row] = Finding(
+                            row, float(s[row]), float(p[row]), text.get(row, ()), part.row(i, named=True)
+                        )
+            mine = shown[(shown >= start) & (shown < stop)]
+            if mine.size:
+                points.append(model.encode(frame[mine - start]))
+            if writer is not None:
+                writer.write(start, s[start:stop], p[start:stop], flagged[start:stop], text)
+            start = stop
+    if start != s.size:
+        raise DataError(f"{table.name}: the source changed while it was read ({s.size} rows, then {start})")
+
+    total = sum(importance.values()) or 1.0
+    return {
+        "rows": int(s.size),
+        "threshold": float(cutoff),
+        "n_flagged": int(flagged_rows.size),
+        "flagged": [found[r] for r in ranked[:top].tolist()],
+        "score_sample": s if s.size <= 100_000 else s[np.sort(rng.choice(s.size, 100_000, replace=False))],
+        "importance": dict(sorted(((c, v / total) for c, v in importance.items()), key=lambda kv: -kv[1])),
+        "map_points": _map(np.concatenate(points), shown, s, flagged),
+        "metrics": _metrics(np.concatenate(labels), s, flagged, label) if label is not None else {},
+    }
+
+
+def _labels(column: pl.Series, name: str, start: int) -> NDArray[np.int64]:
+    """Read a 0/1 label: numbers, booleans or their text; anything but 0/1/true/false names its row."""
+    import polars as pl
+
+    known = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "true": 1, "false": 0}
+    mapped = column.cast(pl.String, strict=False).str.to_lowercase().replace_strict(known, default=None)
+    bad = mapped.is_null()
+    if bad.any():
+        i = int(bad.arg_max())
+        raise DataError(
+            f"label column {name!r}, row {start + i}: {column[i]!r} is neither 0/1 nor true/false; "
+            "recode it so that 1 marks the outliers"
+        )
+    return mapped.to_numpy().astype(np.int64)
+
+
+def _metrics(y: NDArray, s: NDArray, flagged: NDArray, label: str) -> dict[str, float]:
+    if y.min() == y.max():
+        raise DataError(f"label column {label!r} holds only the class {int(y[0])}: metrics need both 0 and 1")
+    n = int(flagged.sum())
+    return {
+        "auroc": metrics.roc_auc(y, s),
+        "average_precision": metrics.average_precision(y, s),
+        "precision_at_flagged": float(y[flagged].mean()) if n else 0.0,
+        "recall_at_flagged": float(y[flagged].sum() / y.sum()),
+        "flagged": float(n),
+        "positives": float(y.sum()),
+    }
+
+
+def _map(X: NDArray, rows: NDArray, s: NDArray, flagged: NDArray) -> dict[str, list]:
+    """Principal components of the tamed features: a map in which one wild value does not squash the rest."""
+    Z = np.arcsinh(X)
+    Z -= Z.mean(axis=0)
+    if Z.shape[1] == 1:
+        xy = np.column_stack([Z[:, 0], np.zeros(len(Z))])
+    else:
+        values, vectors = np.linalg.eigh(Z.T @ Z)
+        vectors = vectors[:, np.argsort(-values)[:2]]
+        vectors *= np.where(vectors[np.abs(vectors).argmax(axis=0), [0, 1]] < 0, -1.0, 1.0)
+        xy = Z @ vectors
+    return {
+        "x": np.round(xy[:, 0], 4).tolist(),
+        "y": np.round(xy[:, 1], 4).tolist(),
+        "score": s[rows].tolist(),
+        "row": rows.tolist(),
+        "outlier": flagged[rows].tolist(),
+    }
+
+
+class _RowWriter:
+    """Write the scored rows batch by batch, beside the target, and rename at the end."""
+
+    def __init__(self, path: Path) -> None:
+        if path.suffix not in (".parquet", ".csv"):
+            raise DataError(f"{path}: --out must end in .parquet or .csv")
+        self.path = path
+
+    def __enter__(self) -> Self:
+        from skerry.core.files import atomic_write
+
+        self._stack = ExitStack()
+        self._file = self._stack.enter_context(atomic_write(self.path))
+        self._parquet: Any = None
+        self._header = True
+        return self
+
+    def write(
+        self, start: int, s: NDArray, p: NDArray, flagged: NDArray, text: dict[int, tuple[str, ...]]
+    ) -> None:
+        import polars as pl
+
+        rows = np.arange(start, start + s.size)
+        reasons = pl.Series("reasons", ["; ".join(text.get(r, ())) for r in rows.tolist()], dtype=pl.String)
+        frame = pl.DataFrame({"row": rows, "score": s, "p_value": p, "outlier": flagged}).with_columns(reasons)
+        if self.path.suffix == ".csv":
+            frame.write_csv(self._file, include_header=self._header)
+            self._header = False
+            return
+        import pyarrow.parquet as pq
+
+        batch = frame.to_arrow()
+        if self._parquet is None:
+            self._parquet = pq.ParquetWriter(self._file, batch.schema, compression="zstd")
+        self._parquet.write_table(batch)
+
+    def __exit__(self, *error: Any) -> None:
+        if self._parquet is not None and error[0] is None:
+            self._parquet.close()
+        self._stack.__exit__(*error)
