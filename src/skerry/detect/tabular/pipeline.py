@@ -46,7 +46,7 @@ class TableModel(BaseEstimator):
     ----------
     encoder_ : TableEncoder
     detector_ : Detector
-        Fitted on encoded columns, each centred and divided by its standard deviation.
+        Fitted on encoded columns, each centred and (but for level indicators) divided by its standard deviation.
 
     Examples
     --------
@@ -77,7 +77,7 @@ class TableModel(BaseEstimator):
         X = self.encoder_.transform(frame)
         self.location_ = X.mean(axis=0)
         scale = X.std(axis=0)
-        self.scale_ = np.where(scale > 0, scale, 1.0)
+        self.scale_ = np.where((scale > 0) & ~self.encoder_.weighted_, scale, 1.0)
         detector = (
             clone(self.detector)
             if isinstance(self.detector, Detector)
