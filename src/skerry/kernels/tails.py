@@ -1,9 +1,10 @@
 """Empirical tail probabilities of every column, compressed and searched in near-constant time.
 
-``-log P(X <= z)`` and ``-log P(X >= z)`` are all that ECOD and COPOD need. Sorting gives them exactly; keeping the
-sorted table costs as much as the input. Here only those order statistics are kept whose rank, counted from the
-nearer end, grows by at most 0.2 % per step: every rank up to 500 is kept, so that small tables and the extremes
-of large ones are exact, and in between both tail probabilities are off by a factor within 1 +- 0.001.
+``-log P(X <= z)`` and ``-log P(X >= z)`` are all that ECOD and COPOD need. Sorting gives them exactly;
+keeping the sorted table costs as much as the input. Here only those order statistics are kept whose rank,
+counted from the nearer end, grows by at most 0.2 % per step: every rank up to 500 is kept, so that small
+tables and the extremes of large ones are exact, and in between both tail probabilities are off by a factor
+within 1 +- 0.001.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class TailTable:
         Kept distinct values, ascending within a column; column j owns ``knots[first[j]:first[j + 1]]``.
     first : ndarray of shape (d + 1,), int64
     left, right : ndarray of shape (2 * total + d,), float32
-        ``-log P(X <= z)`` and ``-log P(X >= z)``. Column j starts at ``2 * first[j] + j``; entry ``2k + 1`` is for
-        z equal to knot k, entry ``2k`` for z strictly between knots k - 1 and k.
+        ``-log P(X <= z)`` and ``-log P(X >= z)``. Column j starts at ``2 * first[j] + j``; entry ``2k + 1``
+        is for z equal to knot k, entry ``2k`` for z strictly between knots k - 1 and k.
     cells : ndarray of shape (d, N_CELLS + 1), int32
         First knot (within the column) of each grid cell.
     origin, per_unit : ndarray of shape (d,), float64
@@ -71,7 +72,7 @@ class TailTable:
 
 
 def kept_ranks(n: int) -> NDArray[np.int64]:
-    """Return the positions 0..n-1 that are kept, ascending: all near the ends, geometric towards the middle."""
+    """Return the positions kept of 0..n-1, ascending: all near the ends, geometric towards the middle."""
     half = (n + 1) // 2
     exact = min(half, int(1.0 / RANK_STEP))
     steps = np.arange(1, 2 + max(0, int(np.log(half / exact) / np.log1p(RANK_STEP))))
@@ -224,8 +225,8 @@ def score_tails(X: NDArray, table: TailTable, use_right: NDArray[np.bool_], rule
     use_right : ndarray of shape (d,), bool
         Which tail the skewness chooses.
     rule : int
-        ``TOTAL``: the largest of the three sums (left, right, chosen). ``EITHER``: sum of the larger tail of each
-        column. ``MEAN``: sum over columns of max(mean of both tails, chosen tail).
+        ``TOTAL``: the largest of the three sums (left, right, chosen). ``EITHER``: sum of the larger tail of
+        each column. ``MEAN``: sum over columns of max(mean of both tails, chosen tail).
 
     Returns
     -------
