@@ -22,7 +22,7 @@ from skerry.detect.tabular.registry import DETECTORS, make_detector
 
 MAX_ROWS = 10_000
 BUDGET_SECONDS = 60.0  # CPU seconds for one fit; a peer over it on some table is left out of the rest
-SEEDED = {"ensemble", "isolation-forest", "inne", "loda", "cblof", "robust-covariance"}
+SEEDED = {"ensemble", "isolation-forest", "reference-neighbours", "inne", "loda", "cblof", "robust-covariance"}
 OURS = [n for n in DETECTORS if n not in ("autoencoder", "autood")]  # these have studies of their own
 PYOD = {
     "IForest": ("pyod.models.iforest", True),

@@ -20,6 +20,7 @@ NAMES = {
     "MeanShiftDistance": _HOME + "mean_shift_distance",
     "PCA": _HOME + "pca",
     "RobustCovariance": _HOME + "robust_covariance",
+    "ReferenceNeighbours": _HOME + "reference_neighbours",
     "TableModel": _HOME + "pipeline",
     "find_outliers": _HOME + "pipeline",
     "make_detector": _HOME + "registry",

@@ -24,6 +24,7 @@ DETECTORS: dict[str, str] = {
     "inne": "INNE",
     "cblof": "CBLOF",
     "loda": "LODA",
+    "reference-neighbours": "ReferenceNeighbours",
     "mean-shift-distance": "MeanShiftDistance",
     "autoencoder": "AutoEncoder",
     "autood": "AutoOD",
