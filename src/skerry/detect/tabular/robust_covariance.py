@@ -1,0 +1,224 @@
+"""RobustCovariance: squared Mahalanobis distance from a centre and a scatter that outliers cannot move.
+
+Rousseeuw and Van Driessen (1999), "A fast algorithm for the minimum covariance determinant estimator",
+Technometrics 41; deterministic starts in the manner of Hubert, Rousseeuw and Verdonck (2012). The score is a
+squared distance, about chi-squared with d degrees of freedom on ordinary Gaussian rows.
+"""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammainc, gammaincinv
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval
+
+from skerry.core.detector import Detector
+from skerry.core.threshold import Threshold
+
+__all__ = ["RobustCovariance"]
+
+FIT_ROWS = 200_000  # more rows than this add nothing to an estimate with a breakdown point
+START_ROWS = 3_000  # starts are compared on a subsample
+RANDOM_STARTS = 10
+MAX_STEPS = 30
+FLAT = 1e-6  # smallest eigenvalue, as a share of the mean one; on 22 public tables better than 1e-3 to 0.1
+FAR = 1e70  # standardised values are held within +-FAR, so that squares stay finite
+BLOCK_VALUES = 1 << 19
+
+
+class RobustCovariance(Detector):
+    """Fast minimum covariance determinant, reweighted.
+
+    Parameters
+    ----------
+    support_fraction : float in (0, 1] or None, default None
+        Share of the rows whose covariance has the smallest determinant. ``None`` takes ``(n + d + 1) / 2``
+        rows, which withstands the most outliers; 0.75 is more efficient where at most a quarter can be
+        outliers.
+    threshold : str, float or Threshold, default "auto"
+    random_state : int, RandomState or None
+        Draws the subsamples and the random starts.
+
+    Attributes
+    ----------
+    location_ : ndarray of shape (n_features,), float64
+        Robust centre in the units of the input.
+    scale_ : ndarray of shape (n_features,), float64
+        Scale of each feature; infinite for a constant one, which is left out.
+    covariance_ : ndarray of shape (n_features, n_features), float64
+        Robust scatter of the features divided by ``scale_``.
+    n_support_ : int
+        Rows that the reweighted estimate stands on (of at most 200,000 that were used).
+    n_floored_ : int
+        Directions in which the scatter was (nearly) singular and was raised to the floor.
+
+    Notes
+    -----
+    From a start, C-steps alternate: estimate mean and covariance of h rows, take the h rows nearest to
+    them. The determinant falls at every step (Theorem 1 of the paper). Starts are four deterministic ones
+    (nearest half, tanh, rank and sign correlations) and, up to 50 features, ten random sets of d + 1 rows;
+    they are compared after two steps on 3,000 rows, three are run to the end there and the best two on all
+    rows. The result is scaled by ``(h / n) / P(chi2_{d + 2} <= q_{h / n})`` to be consistent at the
+    Gaussian, and re-estimated from the rows whose distance is within the 97.5 % quantile. Small-sample
+    corrections are not applied.
+
+    Where the scatter is singular (constant or repeated features, more than half of the rows on a plane),
+    eigenvalues are raised to a millionth of their mean, so every distance is finite and rows off the plane
+    are far. :meth:`explain` returns ``z_j (P z)_j`` with P the inverse scatter: the terms sum to the score,
+    and single ones may be negative.
+
+    Examples
+    --------
+    >>> X = np.r_[np.random.default_rng(0).normal(size=(200, 2)), np.full((40, 2), 6.0)]
+    >>> s = RobustCovariance(random_state=0).fit(X).anomaly_score(X)
+    >>> bool(s[200:].min() > s[:200].max())
+    True
+    """
+
+    _parameter_constraints: dict[str, list[Any]] = {
+        "support_fraction": [Interval(Real, 0, 1, closed="right"), None]
+    }
+
+    def __init__(
+        self,
+        support_fraction: float | None = None,
+        *,
+        threshold: str | float | Threshold = "auto",
+        random_state: Any = None,
+    ) -> None:
+        self.support_fraction = support_fraction
+        self.threshold = threshold
+        self.random_state = random_state
+
+    def _fit(self, X: NDArray) -> None:
+        rng = check_random_state(self.random_state)
+        n, d = X.shape
+        if n > FIT_ROWS:
+            X = X[np.sort(rng.choice(n, FIT_ROWS, replace=False))]
+            n = FIT_ROWS
+        centre, self.scale_ = _centre_and_scale(X)
+        Z = np.clip((X - centre) / self.scale_, -FAR, FAR)
+        share = (n + d + 1) / (2 * n) if self.support_fraction is None else self.support_fraction
+        mean, covariance, distances = _minimum_determinant(Z, min(share, 1.0), rng)
+        # reweighting: rows within the 97.5 % quantile of the Gaussian
+        near = distances <= 2.0 * gammaincinv(d / 2, 0.975)
+        if near.sum() > d:
+            mean, covariance = _moments(Z[near])
+            covariance *= _consistency(0.975, d)
+        self.n_support_ = int(near.sum())
+        self.covariance_ = covariance
+        self.location_ = centre + np.where(np.isfinite(self.scale_), self.scale_, 0.0) * mean
+        self.root_, _, self.n_floored_ = _inverse_root(covariance)
+
+    def _standardised(self, X: NDArray) -> NDArray[np.float64]:
+        return np.clip((X - self.location_) / self.scale_, -FAR, FAR)
+
+    def _score(self, X: NDArray) -> NDArray[np.float64]:
+        step = max(1, BLOCK_VALUES // X.shape[1])
+        out = np.empty(X.shape[0])
+        for start in range(0, X.shape[0], step):
+            y = self._standardised(X[start : start + step]) @ self.root_
+            out[start : start + step] = np.einsum("ij,ij->i", y, y)
+        return out
+
+    def _explain(self, X: NDArray) -> NDArray[np.float64]:
+        """Return ``z_j (P z)_j``; the terms add up to the score."""
+        z = self._standardised(X)
+        return z * (z @ (self.root_ @ self.root_.T))
+
+
+def _centre_and_scale(X: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return medians and scaled median absolute deviations; the standard deviation where the latter is 0."""
+    centre = np.median(X, axis=0).astype(np.float64)
+    away = np.abs(X - centre)
+    scale = 1.4826 * np.median(away, axis=0)
+    reach = away.max(axis=0)
+    constant = reach <= 1e-12 * np.abs(centre)
+    unit = np.where(reach > 1e-290, reach, 1.0)
+    spread = unit * np.sqrt(np.mean((away / unit) ** 2, axis=0))
+    scale = np.where(scale > 1e-9 * spread, scale, spread)
+    return centre, np.where(constant | (scale <= 1e-290), np.inf, scale)
+
+
+def _moments(Z: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    mean = Z.mean(axis=0)
+    centred = Z - mean
+    return mean, centred.T @ centred / len(Z)
+
+
+def _inverse_root(covariance: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, int]:
+    """Return (B with B B' the inverse, log determinant, eigenvalues raised to the floor)."""
+    values, vectors = np.linalg.eigh(covariance)
+    floor = max(FLAT * values.mean(), 1e-12)
+    raised = np.maximum(values, floor)
+    return vectors / np.sqrt(raised), float(np.log(raised).sum()), int((values < floor).sum())
+
+
+def _consistency(share: float, d: int) -> float:
+    """Return the factor that makes the covariance of the central ``share`` of a Gaussian consistent."""
+    if share >= 1.0:
+        return 1.0
+    return share / float(gammainc(d / 2 + 1, gammaincinv(d / 2, share)))
+
+
+def _distances(Z: NDArray, mean: NDArray, root: NDArray) -> NDArray[np.float64]:
+    y = (Z - mean) @ root
+    return np.einsum("ij,ij->i", y, y)
+
+
+def _nearest(distances: NDArray[np.float64], h: int) -> NDArray[np.int64]:
+    return np.argpartition(distances, h - 1)[:h]
+
+
+def _concentrate(Z: NDArray, h: int, mean: NDArray, covariance: NDArray, steps: int):
+    """Take C-steps until the determinant stops falling; return (log determinant, mean, covariance)."""
+    root, log_det, _ = _inverse_root(covariance)
+    best = (np.inf, mean, covariance)
+    for _ in range(steps):
+        mean, covariance = _moments(Z[_nearest(_distances(Z, mean, root), h)])
+        root, log_det, _ = _inverse_root(covariance)
+        if not log_det < best[0] - 1e-9:
+            break
+        best = (log_det, mean, covariance)
+    return best
+
+
+def _starts(Z: NDArray[np.float64], h: int, rng: np.random.RandomState):
+    """Yield starting (mean, covariance) pairs of standardised rows (m, d)."""
+    m, d = Z.shape
+    yield _moments(Z[_nearest(np.einsum("ij,ij->i", Z, Z), h)])
+    length = np.sqrt(np.einsum("ij,ij->i", Z, Z))
+    ranks = np.argsort(np.argsort(Z, axis=0, kind="stable"), axis=0, kind="stable") / m - 0.5
+    for shaped in (np.tanh(Z), ranks, Z / np.where(length > 0, length, 1.0)[:, None]):
+        # directions from the bounded values, variances and centre from medians along them
+        _, vectors = np.linalg.eigh(_moments(shaped)[1])
+        along = Z @ vectors
+        middle = np.median(along, axis=0)
+        spread = np.maximum(1.4826 * np.median(np.abs(along - middle), axis=0), 1e-6)
+        away = (along - middle) / spread
+        yield _moments(Z[_nearest(np.einsum("ij,ij->i", away, away), max(1, m // 2))])
+    for _ in range(RANDOM_STARTS if d <= 50 and m > d + 1 else 0):
+        yield _moments(Z[rng.choice(m, d + 1, replace=False)])
+
+
+def _minimum_determinant(Z: NDArray[np.float64], share: float, rng: np.random.RandomState):
+    """Return (mean, consistent covariance, squared distances) of standardised rows ``Z`` (n, d)."""
+    n, d = Z.shape
+    part = Z if n <= 2 * START_ROWS else Z[np.sort(rng.choice(n, START_ROWS, replace=False))]
+    h, h_part = max(1, int(share * n)), max(1, int(share * len(part)))
+    found = [_concentrate(part, h_part, *start, steps=2) for start in _starts(part, h_part, rng)]
+    found.sort(key=lambda f: f[0])
+    found = [_concentrate(part, h_part, *f[1:], steps=MAX_STEPS) for f in found[:3]]
+    found.sort(key=lambda f: f[0])
+    if part is not Z:
+        # two starts that met on the subsample need one run only
+        distinct = found[:1] + [f for f in found[1:2] if f[0] - found[0][0] > 1e-6]
+        found = [_concentrate(Z, h, *f[1:], steps=MAX_STEPS) for f in distinct]
+        found.sort(key=lambda f: f[0])
+    _, mean, covariance = found[0]
+    covariance = covariance * _consistency(h / n, d)
+    return mean, covariance, _distances(Z, mean, _inverse_root(covariance)[0])
