@@ -61,10 +61,10 @@ class RobustCovariance(Detector):
     From a start, C-steps alternate: estimate mean and covariance of h rows, take the h rows nearest to
     them. The determinant falls at every step (Theorem 1 of the paper). Starts are four deterministic ones
     (nearest half, tanh, rank and sign correlations) and, up to 50 features, ten random sets of d + 1 rows;
-    they are compared after two steps on 3,000 rows, three are run to the end there and the best two on all
-    rows. The result is scaled by ``(h / n) / P(chi2_{d + 2} <= q_{h / n})`` to be consistent at the
-    Gaussian, and re-estimated from the rows whose distance is within the 97.5 % quantile. Small-sample
-    corrections are not applied.
+    they are compared after two steps on 3,000 rows, three are run to the end there, the best two take two
+    more steps on all rows, and the better one is run to the end. The result is scaled by ``(h / n) /
+    P(chi2_{d + 2} <= q_{h / n})`` to be consistent at the Gaussian, and re-estimated from the rows whose
+    distance is within the 97.5 % quantile. Small-sample corrections are not applied.
 
     Where the scatter is singular (constant or repeated features, more than half of the rows on a plane),
     eigenvalues are raised to a millionth of their mean, so every distance is finite and rows off the plane
@@ -181,7 +181,7 @@ def _concentrate(Z: NDArray, h: int, mean: NDArray, covariance: NDArray, steps: 
     for _ in range(steps):
         mean, covariance = _moments(Z[_nearest(_distances(Z, mean, root), h)])
         root, log_det, _ = _inverse_root(covariance)
-        if not log_det < best[0] - 1e-9:
+        if not log_det < best[0] - 1e-7:
             break
         best = (log_det, mean, covariance)
     return best
@@ -215,10 +215,10 @@ def _minimum_determinant(Z: NDArray[np.float64], share: float, rng: np.random.Ra
     found = [_concentrate(part, h_part, *f[1:], steps=MAX_STEPS) for f in found[:3]]
     found.sort(key=lambda f: f[0])
     if part is not Z:
-        # two starts that met on the subsample need one run only
-        distinct = found[:1] + [f for f in found[1:2] if f[0] - found[0][0] > 1e-6]
-        found = [_concentrate(Z, h, *f[1:], steps=MAX_STEPS) for f in distinct]
+        # two steps on all rows tell which of the two is better; only that one goes on
+        found = [_concentrate(Z, h, *f[1:], steps=2) for f in found[:2]]
         found.sort(key=lambda f: f[0])
+        found = [_concentrate(Z, h, *found[0][1:], steps=MAX_STEPS)]
     _, mean, covariance = found[0]
     covariance = covariance * _consistency(h / n, d)
     return mean, covariance, _distances(Z, mean, _inverse_root(covariance)[0])
