@@ -226,7 +226,15 @@ def target_sums(
     """
     keys = np.arange(codes.shape[0], dtype=np.int64) if keys is None else keys
     return _target(
-        codes, cards, keys, y.astype(np.int32), np.int64(card_y), draws, np.int64(seed), sums.table, sums.scale
+        codes,
+        cards,
+        keys,
+        y.astype(np.int32),
+        np.int64(card_y),
+        draws,
+        np.int64(seed),
+        sums.table,
+        sums.scale,
     )
 
 
@@ -397,7 +405,7 @@ def expected_mutual_information(
     occur a few times each costs no more than a column of a few values.
 
     >>> round(expected_mutual_information([5, 5], [5, 5]), 4)
-    0.0591
+    0.0597
     """
     counts_a, counts_b = (np.asarray(c, dtype=np.int64) for c in (counts_a, counts_b))
     counts_a, counts_b = counts_a[counts_a > 0], counts_b[counts_b > 0]
