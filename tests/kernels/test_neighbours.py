@@ -1,0 +1,80 @@
+"""Neighbour queries against the naive double loop, on random, tiny and hostile data."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from skerry.kernels.mean_shift import MeanShifter
+from skerry.kernels.neighbours import NeighbourIndex, distinct_rows, multiplicities
+
+
+def tables():
+    rng = np.random.default_rng(0)
+    blobs = rng.uniform(-10, 10, (4, 20))[rng.integers(0, 4, 1500)] + rng.normal(size=(1500, 20))
+    blobs[:20] = rng.uniform(-30, 30, (20, 20))
+    yield "blobs", blobs
+    yield "low", rng.normal(size=(1200, 3))
+    yield "grid", rng.integers(0, 3, (400, 4)) * 1.0
+    yield "huge", rng.normal(size=(700, 5)) * np.array([1e100, 1, 1e-100, 1, 1])
+    yield "offset", 1e8 + rng.normal(size=(600, 6))
+    yield "one", np.array([[2.0, 3.0]])
+
+
+@pytest.mark.parametrize("X", [pytest.param(X, id=name) for name, X in tables()])
+@pytest.mark.parametrize("algorithm", ["auto", "tree", "boxes"])
+def test_equals_naive(X, algorithm):
+    rows, counts, inverse = distinct_rows(X)
+    assert len(rows) == len(np.unique(X, axis=0)) and counts.sum() == len(X)
+    np.testing.assert_array_equal(rows[inverse], X)
+    far = np.random.default_rng(1).normal(size=(5, X.shape[1])) * np.array(
+        [[1e60], [1e20], [1], [50], [1e-9]]
+    )
+    Q = np.r_[rows[:40], rows[:5] * 1.01, far]
+    naive = np.sort(np.sqrt(((Q[:, None] - rows[None]) ** 2).sum(-1)), axis=1)[:, :7]
+    index = NeighbourIndex(rows, algorithm)
+    distances, numbers = index.query(Q, 7)
+    np.testing.assert_allclose(distances, naive, rtol=1e-12)
+    np.testing.assert_allclose(distances, np.sqrt(((Q[:, None] - rows[numbers]) ** 2).sum(-1)), rtol=1e-12)
+    one = np.r_[[index.query(q[None], 7)[0][0] for q in Q]]
+    np.testing.assert_array_equal(one, distances)
+
+
+def test_multiplicities_drop_the_row_itself_once():
+    weights = multiplicities(
+        np.array([[0.0, 1.0, 2.0], [0.5, 1.0, 2.0]]), np.array([[2, 1, 5], [1, 1, 5]]), 4
+    )
+    assert weights.tolist() == [[1, 1, 2], [1, 1, 2]]
+
+
+def naive_shift(X, k, m):
+    for _ in range(m):
+        D = ((X[:, None] - X[None]) ** 2).sum(-1)
+        X = X[np.argsort(D, axis=1, kind="stable")[:, :k]].mean(axis=1)
+    return X
+
+
+def test_mean_shift_equals_the_double_loop_and_carries_over_to_the_same_rows():
+    X = np.random.default_rng(2).normal(size=(150, 4))
+    for m in (1, 3):
+        shifter = MeanShifter(6, m).fit(X)
+        np.testing.assert_allclose(shifter.training_shift_, naive_shift(X, 6, m), atol=1e-9)
+        np.testing.assert_array_equal(shifter.transform(X), shifter.training_shift_)
+        np.testing.assert_array_equal(shifter.transform(X[3:4])[0], shifter.training_shift_[3])
+    copy = pickle.loads(pickle.dumps(shifter))
+    np.testing.assert_array_equal(copy.transform(X[:9] + 0.1), shifter.transform(X[:9] + 0.1))
+
+
+def test_mean_shift_limits_equivariance_and_variance():
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(120, 3))
+    np.testing.assert_array_equal(MeanShifter(1, 3).fit(X).transform(X), X)
+    np.testing.assert_array_equal(MeanShifter(9, 0).fit(X).transform(X), X)
+    np.testing.assert_allclose(
+        MeanShifter(500, 1).fit(X).training_shift_, np.tile(X.mean(0), (120, 1)), atol=1e-12
+    )
+    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    moved = MeanShifter(8, 2).fit(2.5 * X @ turn + 7).training_shift_
+    np.testing.assert_allclose(moved, 2.5 * MeanShifter(8, 2).fit(X).training_shift_ @ turn + 7, atol=1e-8)
+    total = [MeanShifter(8, m).fit(X).training_shift_.var(0).sum() for m in range(4)]
+    assert np.all(np.diff(total) <= 0)
