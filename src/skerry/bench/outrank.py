@@ -1,7 +1,9 @@
 """Cardinality-aware ranking beside the published package: planted columns, seconds, and real tables.
 
-The synthetic table is the brief's: 20 columns each of 2, 10, 100, 1,000 and 10,000 values (Zipf 1.05); a binary
-target from columns f3, f25, f45 and the exclusive or of f5 and f6. The package runs as its own process, found by
+The synthetic table is the brief's: 20 columns each of 2, 10, 100, 1,000 and 10,000 values (Zipf 1.05); a
+binary
+target from columns f3, f25, f45 and the exclusive or of f5 and f6. The package runs as its own process,
+found by
 SKERRY_OUTRANK_PYTHON or in the current interpreter, on the same rows.
 """
 
@@ -57,7 +59,8 @@ def _ours(frame: Any, target: str, **options: Any) -> tuple[Any, float, float]:
 
 
 def _peer(frame: Any, target: str, timeout: float) -> tuple[list[str] | None, float, float, str]:
-    """Run the package, target only; return its order, CPU and wall seconds, and what went wrong if anything did."""
+    """Run the package, target only; return its order, CPU and wall seconds, and what went wrong if
+    anything did."""
     import polars as pl
 
     python = os.environ.get("SKERRY_OUTRANK_PYTHON", sys.executable)

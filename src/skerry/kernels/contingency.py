@@ -1,9 +1,12 @@
-"""Contingency counts of columns of codes: the sums that every entropy is made of, for one target or all pairs.
+"""Contingency counts of columns of codes: the sums that every entropy is made of, for one target or all
+pairs.
 
-All entropies here are sums of n·ln n over cells. They are kept in fixed point (64-bit integers), so a sum does
+All entropies here are sums of n·ln n over cells. They are kept in fixed point (64-bit integers), so a sum
+does
 not depend on the order of the rows, on the labels of the values or on the number of threads, bit for bit.
 Counting groups the rows by one column once and then counts the other in a table of its own cardinality: O(n)
-per pair whatever the cardinalities, and no table of |a|·|b| cells. Follows "OutRank" (Škrlj & Mramor, RecSys 2023)
+per pair whatever the cardinalities, and no table of |a|·|b| cells. Follows "OutRank" (Škrlj & Mramor,
+RecSys 2023)
 in what is counted; the null of a pair is a random regrouping with the same group sizes.
 """
 
@@ -44,7 +47,8 @@ def encode(values: ArrayLike) -> tuple[NDArray[np.int32], int]:
 
 
 def pack(columns: list[NDArray]) -> tuple[NDArray, NDArray[np.int64]]:
-    """Stack columns of codes to (p, n), in uint16 where all fit, else int32, and return their sizes (max + 1)."""
+    """Stack columns of codes to (p, n), in uint16 where all fit, else int32, and return their sizes (max +
+    1)."""
     cards = np.array([int(c.max()) + 1 if c.size else 0 for c in columns], dtype=np.int64)
     dtype = np.uint16 if cards.size == 0 or cards.max() <= 1 << 16 else np.int32
     n = columns[0].size if columns else 0
@@ -121,7 +125,8 @@ def _group(a, card):
 
 @njit(cache=True, nogil=True)
 def _joint(order, bounds, b, card, scratch, table, scale):
-    """Σ n·ln n over the cells of (group, b), and the number of cells in use; scratch is zero before and after."""
+    """Σ n·ln n over the cells of (group, b), and the number of cells in use; scratch is zero before and
+    after."""
     total = np.int64(0)
     cells = np.int64(0)
     for g in range(bounds.size - 1):
@@ -217,7 +222,8 @@ def target_sums(
         Random regroupings (permutations) of each column.
     seed : int, default 0
     keys : ndarray of shape (p,), optional
-        What identifies a column's draws (default its place), so that a column keeps its null in other company.
+        What identifies a column's draws (default its place), so that a column keeps its null in other
+        company.
 
     Returns
     -------
@@ -260,7 +266,8 @@ def _pairs(codes, cards, draws, seed, table, scale):
 
 
 def pair_sums(codes, cards, sums: Sums, *, draws: int = 0, seed: int = 0):
-    """Count all pairs i < j: joint sums (p, p) and the total over ``draws`` permutations of column i (p, p)."""
+    """Count all pairs i < j: joint sums (p, p) and the total over ``draws`` permutations of column i (p,
+    p)."""
     return _pairs(codes, cards, draws, np.int64(seed), sums.table, sums.scale)
 
 
@@ -299,7 +306,8 @@ def _cross(codes, cards, first, second, starts, y, card_y, draws, seed, table, s
 
 
 def cross_sums(codes, cards, pairs: NDArray, y, card_y: int, sums: Sums, *, draws: int = 0, seed: int = 0):
-    """Count the crossed columns ``pairs`` (m, 2), sorted by the first, against a target without building them.
+    """Count the crossed columns ``pairs`` (m, 2), sorted by the first, against a target without building
+    them.
 
     Returns
     -------
@@ -358,7 +366,8 @@ def mutual_information(a: NDArray, b: NDArray) -> float:
 
 @njit(cache=True, nogil=True)
 def _expected_cells(sizes_a, times_a, sizes_b, times_b, n, log_factorial):
-    """Σ over cells of E[k·ln k] with k hypergeometric; walk from the mode both ways until nothing is added."""
+    """Σ over cells of E[k·ln k] with k hypergeometric; walk from the mode both ways until nothing is
+    added."""
     total = 0.0
     for i in range(sizes_a.size):
         a = sizes_a[i]
@@ -399,9 +408,11 @@ def _expected_cells(sizes_a, times_a, sizes_b, times_b, n, log_factorial):
 def expected_mutual_information(
     counts_a: ArrayLike, counts_b: ArrayLike, log_factorial: NDArray[np.float64] | None = None
 ) -> float:
-    """Return the exact mean of the mutual information of two columns with these counts, rows shuffled, in nats.
+    """Return the exact mean of the mutual information of two columns with these counts, rows shuffled, in
+    nats.
 
-    The quantity of Vinh, Epps & Bailey (2010), grouped by equal counts, so that a column of a million values that
+    The quantity of Vinh, Epps & Bailey (2010), grouped by equal counts, so that a column of a million
+    values that
     occur a few times each costs no more than a column of a few values.
 
     >>> round(expected_mutual_information([5, 5], [5, 5]), 4)

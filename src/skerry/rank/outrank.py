@@ -1,7 +1,10 @@
-"""OutRank: which columns of a wide categorical table tell about a target, corrected for what chance would tell.
+"""OutRank: which columns of a wide categorical table tell about a target, corrected for what chance would
+tell.
 
-Škrlj & Mramor, "OutRank: Speeding up AutoML-based model search for large sparse data sets with cardinality-aware
-feature ranking", RecSys 2023. Mutual information grows with cardinality even for noise; the mean of it that the
+Škrlj & Mramor, "OutRank: Speeding up AutoML-based model search for large sparse data sets with
+cardinality-aware
+feature ranking", RecSys 2023. Mutual information grows with cardinality even for noise; the mean of it
+that the
 same value counts reach on shuffled rows is subtracted.
 """
 
@@ -28,6 +31,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skerry.core.errors import DataError, ParameterError, nearest
 from skerry.kernels import contingency as kernel
+from skerry.rank.formats import is_outrank_folder, read_outrank_folder, write_results
 from skerry.rank.quality import ColumnStats, control_columns
 from skerry.rank.redundancy import order_3mr, unit_scale
 
@@ -43,11 +47,13 @@ class OutRank(SelectorMixin, BaseEstimator):
     Parameters
     ----------
     correction : {"permutation", "expected", "shift", "none"}, default "permutation"
-        What is subtracted: the mean over random permutations, the exact expectation with both margins fixed, the
+        What is subtracted: the mean over random permutations, the exact expectation with both margins
+        fixed, the
         published estimator's single misaligned copy, or nothing.
     n_permutations : int, default 3
     mode : {"auto", "cumulative", "batch-median"}, default "auto"
-        Count over all rows, or score mini-batches and take the median; "auto" counts over all rows while the codes
+        Count over all rows, or score mini-batches and take the median; "auto" counts over all rows while
+        the codes
         fit in 2 GiB, then turns to mini-batches, so that memory is bounded.
     batch_rows : int, default 16384
         Rows of a mini-batch.
@@ -62,7 +68,8 @@ class OutRank(SelectorMixin, BaseEstimator):
     controls : bool, default True
         Rank columns of pure noise along; ``above_control`` tells which features beat them all.
     missing : sequence of str, default ("", "{}")
-        Symbols that count as no value for the coverage; null does always. They are ordinary values for the score.
+        Symbols that count as no value for the coverage; null does always. They are ordinary values for the
+        score.
     subsampling : int, default 1
         Read every k-th row.
     k : int or None, default None
@@ -73,7 +80,8 @@ class OutRank(SelectorMixin, BaseEstimator):
     Attributes
     ----------
     ranking_ : polars.DataFrame
-        ``feature``, ``score`` (nats), ``z``, ``p_value``, ``q_value``, ``cardinality``, ``coverage`` (percent),
+        ``feature``, ``score`` (nats), ``z``, ``p_value``, ``q_value``, ``cardinality``, ``coverage``
+        (percent),
         ``bytes`` (mean per value), ``above_control``; best first.
     controls_ : polars.DataFrame
         The same for the control columns.
@@ -217,7 +225,9 @@ class OutRank(SelectorMixin, BaseEstimator):
         from skerry.data.tables import open_table
 
         rows = self.batch_rows if self.mode == "batch-median" else 1 << 17
-        if isinstance(X, Iterator):
+        if is_outrank_folder(X):
+            frames = read_outrank_folder(X, rows)
+        elif isinstance(X, Iterator):
             frames = itertools.chain.from_iterable(open_table(part).batches(rows) for part in X)
         else:
             frames = open_table(X).batches(rows)
@@ -271,7 +281,14 @@ class OutRank(SelectorMixin, BaseEstimator):
                 crossed = kernel.encode(crossed * int(sizes[j]) + columns[j])[0].astype(np.int64)
             one, size = kernel.pack([crossed.astype(np.int32)])
             parts.append(
-                self._against(one, size, y, card_y, sums, np.array([10_007 + hash(combo) % (1 << 40)]))
+                self._against(
+                    one,
+                    size,
+                    y,
+                    card_y,
+                    sums,
+                    np.array([10_007 + sum(v * 8_191**i for i, v in enumerate(combo)) % (1 << 40)]),
+                )
             )
             labels.append(combo)
         if self.controls:
@@ -512,7 +529,8 @@ class OutRank(SelectorMixin, BaseEstimator):
     ) -> list[dict[str, object]]:
         """Order the features by relevance - alpha * redundancy + beta * relation (each scaled to [0, 1]).
 
-        Pairs and crosses not counted by ``fit`` are counted now if the codes are held (``mode_`` cumulative), else
+        Pairs and crosses not counted by ``fit`` are counted now if the codes are held (``mode_``
+        cumulative), else
         they count as 0, as in the published tool.
         """
         check_is_fitted(self)
@@ -547,8 +565,6 @@ class OutRank(SelectorMixin, BaseEstimator):
 
     def write(self, folder: str | Path) -> None:
         """Write the tables to ``folder``, in the names of the published tool where it has one."""
-        from skerry.rank.formats import write_results
-
         check_is_fitted(self)
         write_results(self, folder)
 

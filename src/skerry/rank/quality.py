@@ -1,6 +1,7 @@
 """What a stream of values says about a column: cardinality, coverage, repetition, rarity, and what is broken.
 
-Counts are exact until 2^18 values; beyond that the cardinality comes from a linear-counting sketch of 2^23 bits
+Counts are exact until 2^18 values; beyond that the cardinality comes from a linear-counting sketch of 2^23
+bits
 (OutRank, Škrlj & Mramor, RecSys 2023, switches the same way). Control columns are noise of known kinds.
 """
 
@@ -131,7 +132,8 @@ class ColumnStats:
 
 
 def control_columns(n: int, seed: int, start: int = 0) -> dict[str, Sequence]:
-    """Return columns of noise of length n: constant, gaussian, uniform, five cardinalities, and the row number."""
+    """Return columns of noise of length n: constant, gaussian, uniform, five cardinalities, and the row
+    number."""
     rng = np.random.default_rng([seed, start])
     out: dict[str, Sequence] = {
         "constant": np.zeros(n, dtype=np.int32),
