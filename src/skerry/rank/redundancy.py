@@ -56,7 +56,8 @@ def order_3mr(
 
     Examples
     --------
-    >>> steps = order_3mr(["a", "copy of a", "b"], [1, 1, .5], [[0, 1, 0], [1, 0, 0], [0, 0, 0]], np.zeros((3, 3)))
+    >>> red = [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
+    >>> steps = order_3mr(["a", "copy of a", "b"], [1, 1, 0.5], red, np.zeros((3, 3)))
     >>> [s["feature"] for s in steps]
     ['a', 'b', 'copy of a']
     """
