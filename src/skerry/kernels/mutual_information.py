@@ -339,6 +339,7 @@ def _within(s, value, radius, inclusive):
         return np.searchsorted(s, value + radius, side="right") - np.searchsorted(
             s, value - radius, side="left"
         )
+    radius -= 1e-13 * (abs(value) + radius)  # the neighbour at the radius itself must stay outside
     return np.searchsorted(s, value + radius, side="left") - np.searchsorted(s, value - radius, side="right")
 
 

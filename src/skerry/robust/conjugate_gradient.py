@@ -20,7 +20,7 @@ __all__ = ["ProximalResult", "proximal_cg"]
 
 Vector = NDArray[np.float64]
 _ETA = 0.01
-_C1, _C2 = 0.1, 0.9  # curvature and sufficient decrease of the backtracking and Wolfe searches
+_C2 = 0.9  # curvature of the Wolfe search
 
 
 @dataclass(frozen=True)
@@ -172,10 +172,10 @@ def _root(slope: Callable[[float], float], at_zero: float, guess: float) -> floa
 
 
 def _backtracking(slope: Callable[[float], float], squared: float, guess: float, rho: float) -> float:
-    """Largest step of the sequence that leaves a slope of at least c1 c2 t |d|^2 at c1 t."""
+    """Largest step of the sequence at which the slope is still at most -1e-4 t |d|^2 (not past the root)."""
     t = max(4.0 * guess, rho)
     for _ in range(60):
-        if -slope(_C1 * t) >= _C1 * _C2 * t * squared:
+        if -slope(t) >= 1e-4 * t * squared:
             return t
         t *= 0.5
     return 0.0

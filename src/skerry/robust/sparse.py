@@ -312,7 +312,10 @@ class _Sparse(BaseEstimator):
         values = []
         for b in solutions:
             level = problem.loss_value(problem.A @ b)
-            fit = 2 * n * level if problem.loss == "logistic" else n * np.log(max(2 * level, 1e-300))
+            if problem.loss == "squared":
+                fit = n * np.log(max(2 * level, 1e-300))
+            else:  # Huber's loss is a likelihood at its known scale
+                fit = 2 * n * level / problem.scale**2
             k = int(np.count_nonzero(b[1:]))
             # an interpolating fit has no likelihood worth comparing
             values.append(np.inf if k > n // 2 else fit + k * (np.log(n) + 2 * 0.5 * np.log(p)))
@@ -510,9 +513,7 @@ class SparseLogistic(ClassifierMixin, _Sparse):
             kind = type_of_target(y)
             raise ValueError(f"Only binary classification is supported. The type of the target is {kind}.")
         if len(self.classes_) < 2:
-            raise ValueError(
-                "SparseLogistic needs samples of 2 classes in y, but the data contains only 1 class"
-            )
+            raise ValueError("SparseLogistic needs 2 classes in y, but the data contains only 1 class")
         best = self._fit_path(X, codes.astype(np.float64), "logistic")
         self.coef_ = self.coef_path_[best : best + 1]
         self.intercept_ = self.intercept_path_[best : best + 1]
