@@ -23,8 +23,8 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     Raises
     ------
     DataError
-        If the folder is missing or not writable, the disk is full, or ``path`` is no regular file; the message
-        names the path.
+        If the folder is missing or not writable, the disk is full, or ``path`` is no regular file; the
+        message names the path.
 
     Examples
     --------

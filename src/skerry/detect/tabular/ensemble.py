@@ -6,8 +6,9 @@
   cannot, and is not fooled by small groups of equal outliers.
 
 The members and the scale were chosen once on the development tables (``benchmarks/tabular.md``); nothing is tuned
-on the table at hand. Each member's score is centred by its training median, divided by its interquartile range,
-and squeezed by ``sign(z) log(1 + |z|)``, so that one member's wild scale cannot outvote the others.
+on the table at hand. Each member's score is centred by its training median, divided by its interquartile range and
+clipped at 20 of them, so that one member's wild scale cannot outvote the others for long; beyond the clip only the
+log of the excess counts, which keeps extreme rows in order.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from skerry.detect.tabular.robust_covariance import RobustCovariance
 
 __all__ = ["Ensemble"]
 
+CLIP = 20.0  # interquartile ranges
 SCALE_ROWS = 20_000  # training rows that set each member's median and interquartile range
 
 
 class Ensemble(Detector):
-    """Mean of the squeezed robust z-scores of several detectors.
+    """Mean of the clipped robust z-scores of several detectors.
 
     Parameters
     ----------
@@ -90,7 +92,8 @@ class Ensemble(Detector):
         parts = np.empty((len(self.detectors_), len(X)))
         for i, detector in enumerate(self.detectors_):
             z = (detector._score(X) - self.location_[i]) / self.scale_[i]
-            parts[i] = np.sign(z) * np.log1p(np.abs(z))
+            excess = np.maximum(np.abs(z) - CLIP, 0.0)
+            parts[i] = np.clip(z, -CLIP, CLIP) + np.sign(z) * 1e-3 * np.log1p(excess)
         return parts
 
     def _score(self, X: NDArray) -> NDArray[np.float64]:

@@ -28,7 +28,7 @@ class ReferenceNeighbours(Detector):
 
     Parameters
     ----------
-    n_reference : int, default 1024
+    n_reference : int, default 512
         Rows of the reference set (all rows where there are fewer).
     share : float in (0, 1], default 0.1
         k as a share of the reference set.
@@ -56,7 +56,7 @@ class ReferenceNeighbours(Detector):
         "share": [Interval(Real, 0, 1, closed="right")],
     }
 
-    def __init__(self, n_reference=1024, share=0.1, random_state=None, threshold="auto"):
+    def __init__(self, n_reference=512, share=0.1, random_state=None, threshold="auto"):
         self.n_reference = n_reference
         self.share = share
         self.random_state = random_state
