@@ -43,7 +43,14 @@ ID_SHARE = 0.95
 PARSED_SHARE = 0.95
 CLIP = 1e100
 N_QUANTILES = 2001
-DATE_FORMATS = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%d/%m/%Y")
+DATE_FORMATS = (
+    "%Y-%m-%d %H:%M:%S",
+    "%Y-%m-%dT%H:%M:%S",
+    "%Y-%m-%dT%H:%M",
+    "%Y-%m-%d %H:%M",
+    "%Y-%m-%d",
+    "%d/%m/%Y",
+)
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
@@ -101,7 +108,9 @@ class TableEncoder(TransformerMixin, BaseEstimator):
             features = _features(name, plan)
             for feature in features:
                 if feature in self.feature_column_:
-                    raise DataError(f"column {name!r} makes the feature {feature!r}, which exists; rename the column")
+                    raise DataError(
+                        f"column {name!r} makes the feature {feature!r}, which exists; rename the column"
+                    )
                 self.feature_column_[feature] = name
                 weighted.append(plan["kind"] == "few" and len(features) > 1)
             self.plan_[name] = plan
@@ -161,11 +170,19 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         """
         plan = self.plan_[column]
         kind = plan["kind"]
+        if kind == "drop":
+            return f"`{column}` is left out ({plan['label']})"
         if kind in ("numeric", "text"):
-            number = _number(value) if kind == "numeric" else (None if value is None else float(len(str(value))))
+            number = (
+                _number(value) if kind == "numeric" else (None if value is None else float(len(str(value))))
+            )
             if number is None or math.isnan(number):
                 return f"`{column}` is missing (so in {_percent(plan['missing'])} of rows)"
-            what = f"`{column}` {_show(number)}" if kind == "numeric" else f"`{column}` of {_show(number)} characters"
+            what = (
+                f"`{column}` {_show(number)}"
+                if kind == "numeric"
+                else f"`{column}` of {_show(number)} characters"
+            )
             return f"{what} is {_place(number, np.asarray(plan['quantiles']))}"
         if kind == "date":
             return _reason_date(column, value, plan)
@@ -180,6 +197,20 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         import polars as pl
 
         return pl.DataFrame([asdict(r) | {"features": ", ".join(r.features)} for r in self.report_])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fitted state as plain data that JSON holds."""
+        check_is_fitted(self)
+        state = self.__getstate__()
+        reports = [r | {"features": list(r["features"])} for r in state["report_"]]
+        return state | {"report_": reports, "weighted_": self.weighted_.tolist()}
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> Self:
+        """Return the encoder that :meth:`to_dict` described."""
+        encoder = cls()
+        encoder.__setstate__(state | {"weighted_": np.asarray(state["weighted_"], dtype=bool)})
+        return encoder
 
     # plain data only, so that a model can be saved
     def __getstate__(self) -> dict[str, Any]:
@@ -228,7 +259,9 @@ def _plan(s: pl.Series) -> dict[str, Any]:
             good = parsed.len() - parsed.null_count()
             if good >= PARSED_SHARE * present:
                 bad = present - good
-                note = "numbers as text" + (f"; {bad} values are not numbers and count as missing" if bad else "")
+                note = "numbers as text" + (
+                    f"; {bad} values are not numbers and count as missing" if bad else ""
+                )
                 return _numeric(parsed, note) | {"parse": True}
             for fmt in DATE_FORMATS:
                 stamps = _parse_dates(s, fmt)
@@ -247,7 +280,13 @@ def _plan(s: pl.Series) -> dict[str, Any]:
 
 
 def _drop(label: str, n_missing: int, n_unique: int, note: str = "") -> dict[str, Any]:
-    return {"kind": "drop", "label": label, "n_missing": int(n_missing), "n_unique": int(n_unique), "note": note}
+    return {
+        "kind": "drop",
+        "label": label,
+        "n_missing": int(n_missing),
+        "n_unique": int(n_unique),
+        "note": note,
+    }
 
 
 def _values(s: pl.Series) -> NDArray[np.float64]:
@@ -269,10 +308,17 @@ def _numeric(s: pl.Series, note: str) -> dict[str, Any]:
     if n_unique == 1 and not n_missing:
         return _drop("constant", 0, 1, f"always {_show(float(present[0]))}")
     steps = np.diff(x) if s.dtype.is_integer() and not n_missing else np.zeros(1)
-    if s.dtype.is_integer() and x.size >= 20 and n_unique == x.size and (np.all(steps == 1) or np.all(steps == -1)):
+    if (
+        s.dtype.is_integer()
+        and x.size >= 20
+        and n_unique == x.size
+        and (np.all(steps == 1) or np.all(steps == -1))
+    ):
         return _drop("identifier", 0, n_unique, "counts the rows")
     if infinite.any():
-        note = "; ".join(filter(None, [note, f"{int(infinite.sum())} infinities became the extreme finite value"]))
+        note = "; ".join(
+            filter(None, [note, f"{int(infinite.sum())} infinities became the extreme finite value"])
+        )
     if np.abs(present).max() > CLIP:
         note = "; ".join(filter(None, [note, f"values beyond ±{CLIP:g} were clipped"]))
     present = np.clip(present, -CLIP, CLIP)
@@ -346,7 +392,13 @@ def _category(s: pl.Series) -> dict[str, Any]:
             return text | {"kind": "text", "label": "free text", "n_unique": n_unique}
         return _drop("identifier", n_missing, n_unique, "nearly all values differ")
     shares = {levels[i]: float(sizes[i]) / n for i in order}
-    base = {"n_missing": int(n_missing), "n_unique": int(n_unique), "shares": shares, "n": n, "label": "category"}
+    base = {
+        "n_missing": int(n_missing),
+        "n_unique": int(n_unique),
+        "shares": shares,
+        "n": n,
+        "label": "category",
+    }
     if len(levels) <= FEW_LEVELS:
         kept = [v for v in shares if shares[v] >= RARE_SHARE]
         rare = [v for v in shares if shares[v] < RARE_SHARE]
@@ -549,4 +601,6 @@ def _reason_date(column: str, value: Any, plan: dict[str, Any]) -> str:
     days = (stamp.replace(tzinfo=None) - dt.datetime(1970, 1, 1)).total_seconds() / 86_400
     place = _place(days, np.asarray(plan["quantiles"]))
     place = place.replace("above", "later than").replace("below", "earlier than")
-    return f"`{column}` {text} is " + (place.split(" (")[0] if "all rows" in place else place.split(" (median")[0])
+    return f"`{column}` {text} is " + (
+        place.split(" (")[0] if "all rows" in place else place.split(" (median")[0]
+    )
