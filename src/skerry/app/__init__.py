@@ -1,1 +1,1 @@
-"""skerry.app"""
+"""The command line: one file per sub-command."""

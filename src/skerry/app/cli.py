@@ -33,7 +33,8 @@ app.add_typer(bench, name="bench")
 
 @app.callback(invoke_without_command=True)
 def _top(
-    context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version and stop.")
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and stop."),
 ) -> None:
     if version:
         from skerry import __version__
@@ -63,7 +64,8 @@ def main() -> None:
         if isinstance(error, (SkerryError, OSError)):
             _fail(str(error), 1)
         _fail(
-            f"{type(error).__name__}: {error} (this is a defect of skerry; SKERRY_DEBUG=1 shows where it arose)", 1
+            f"{type(error).__name__}: {error} (this is a defect of skerry; SKERRY_DEBUG=1 shows where it arose)",
+            1,
         )
 
 

@@ -20,9 +20,7 @@ __all__ = ["detect"]
 def detect(
     path: Annotated[str, typer.Argument(help="CSV, TSV, Parquet (file, folder, glob), Arrow, JSONL, NPY, NPZ, or -")],
     detector: Annotated[str, typer.Option(help="ensemble, isolation-forest, knn, lof, ecod ...")] = "ensemble",
-    threshold: Annotated[
-        str, typer.Option(help="auto, contamination:0.01, extreme:1e-3 or conformal:0.05")
-    ] = "auto",
+    threshold: Annotated[str, typer.Option(help="auto, contamination:0.01, extreme:1e-3 or conformal:0.05")] = "auto",
     label: Annotated[str | None, typer.Option(help="0/1 column kept out of the features; metrics are printed.")] = None,
     reference: Annotated[
         str | None, typer.Option(help="A table of rows known to be normal: fit and calibrate on it.")
@@ -124,7 +122,8 @@ def _print(findings: Findings, explain: bool) -> None:
     )
     for c in treated[:12]:
         console.print(
-            Text(f"  {c['column']}: {c['kind']}, {c['action']}" + (f"; {c['note']}" if c["note"] else "")), style="dim"
+            Text(f"  {c['column']}: {c['kind']}, {c['action']}" + (f"; {c['note']}" if c["note"] else "")),
+            style="dim",
         )
     if len(treated) > 12:
         console.print(f"  and {len(treated) - 12} more columns (all are in the report)", style="dim")
@@ -157,4 +156,3 @@ def _print(findings: Findings, explain: bool) -> None:
         )
     for note in findings.notes:
         console.print(Text(f"note: {note}"), style="dim")
-

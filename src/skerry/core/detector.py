@@ -180,14 +180,12 @@ class Detector(OutlierMixin, BaseEstimator):
     def _check_X(self, X: ArrayLike, reset: bool) -> NDArray:
         name = type(self).__name__
         try:
-            X = validate_data(
-                self, X, reset=reset, dtype=(np.float64, np.float32), order="C", ensure_all_finite=False
-            )
+            X = validate_data(self, X, reset=reset, dtype=(np.float64, np.float32), order="C", ensure_all_finite=False)
         except DataError:
             raise
         except ValueError as error:
             raise DataError(str(error)) from None
-        low, high = X.min(), X.max()
+        low, high = float(X.min()), float(X.max())
         if not (np.isfinite(low) and np.isfinite(high)):
             row, column = np.argwhere(~np.isfinite(X))[0]
             kind = "NaN" if np.isnan(X[row, column]) else "infinity"

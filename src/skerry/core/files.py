@@ -38,9 +38,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     path = Path(path)
     target = Path(os.path.realpath(path))  # a symbolic link stays one: its target is replaced
     if target.exists() and not target.is_file():
-        kind = (
-            "a folder" if target.is_dir() else "not a regular file"
-        )  # renaming over /dev/null would destroy it
+        kind = "a folder" if target.is_dir() else "not a regular file"  # renaming over /dev/null would destroy it
         raise DataError(f"{path}: is {kind}; give the path of a file")
     try:
         handle, beside = tempfile.mkstemp(prefix=f".{target.name[:100]}.", suffix=".part", dir=target.parent)
@@ -59,7 +57,5 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             os.unlink(beside)
         if isinstance(error, OSError):
-            raise DataError(
-                f"{path}: cannot be written ({error.strerror or error}); nothing was changed"
-            ) from None
+            raise DataError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from None
         raise

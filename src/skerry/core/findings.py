@@ -107,8 +107,7 @@ class Findings:
             "seconds": round(self.seconds, 4),
             "n_flagged": self.n_flagged,
             "flagged": [
-                {"row": f.row, "score": f.score, "p_value": f.p_value, "reasons": list(f.reasons)}
-                for f in self.flagged
+                {"row": f.row, "score": f.score, "p_value": f.p_value, "reasons": list(f.reasons)} for f in self.flagged
             ],
             "importance": self.importance,
             "columns": self.columns,

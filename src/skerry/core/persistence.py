@@ -104,9 +104,7 @@ def load(path: str | Path) -> Any:
             if not isinstance(header, dict) or type(header.get("format")) is not int or header["format"] < 1:
                 raise ModelError(f"{path}: not a model saved by skerry")
             if header["format"] > FORMAT:
-                raise ModelError(
-                    f"{path}: saved by a newer skerry ({header.get('skerry')}); upgrade to read it"
-                )
+                raise ModelError(f"{path}: saved by a newer skerry ({header.get('skerry')}); upgrade to read it")
             obj = _unpack(header["root"], _Arrays(archive), 0)
             if not isinstance(obj, BaseEstimator):
                 raise ModelError(f"{path}: holds no model")
@@ -117,9 +115,7 @@ def load(path: str | Path) -> Any:
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
     except _DAMAGE as error:
-        raise ModelError(
-            f"{path}: not a whole model saved by skerry ({type(error).__name__}: {error})"
-        ) from None
+        raise ModelError(f"{path}: not a whole model saved by skerry ({type(error).__name__}: {error})") from None
 
 
 class _Arrays:
@@ -159,9 +155,7 @@ def _pack(value: Any, arrays: list[np.ndarray], where: str) -> Any:
             v = [_pack(x, arrays, f"{where}[{i}]") for i, x in enumerate(value.ravel().tolist())]
             return {"t": "objects", "shape": list(value.shape), "v": v}
         if value.dtype.hasobject or type(value) is not np.ndarray:
-            raise ModelError(
-                f"{where} is an array of {type(value).__name__} {value.dtype}, not of plain data"
-            )
+            raise ModelError(f"{where} is an array of {type(value).__name__} {value.dtype}, not of plain data")
         arrays.append(value)
         return {"t": "array", "v": len(arrays) - 1}
     if isinstance(value, np.generic):
@@ -184,9 +178,7 @@ def _pack(value: Any, arrays: list[np.ndarray], where: str) -> Any:
         raise ModelError(f"{where} is a numpy Generator, which is not saved; give an integer seed instead")
     cls = type(value)
     if not _ours(cls) or getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is not cls:
-        raise ModelError(
-            f"{where} is a {cls.__module__}.{cls.__qualname__}, which cannot be saved as plain data"
-        )
+        raise ModelError(f"{where} is a {cls.__module__}.{cls.__qualname__}, which cannot be saved as plain data")
     state = value.__getstate__() if isinstance(value, BaseEstimator) else dict(vars(value))
     packed = {k: _pack(v, arrays, f"{where}.{k}") for k, v in state.items()}
     return {"t": "object", "module": cls.__module__, "class": cls.__qualname__, "v": packed}
@@ -257,9 +249,7 @@ def _class(module: str, name: str) -> type:
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
-        raise ModelError(
-            f"names the class {module}.{name}, which this version of skerry does not have"
-        ) from None
+        raise ModelError(f"names the class {module}.{name}, which this version of skerry does not have") from None
     if not (isinstance(cls, type) and _ours(cls) and cls.__module__ == module):
         raise ModelError(f"names {module}.{name}, which is not a model of skerry")
     return cls

@@ -1,1 +1,1 @@
-"""skerry.deep"""
+"""Shared torch code, behind the extra ``deep``."""

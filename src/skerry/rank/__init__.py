@@ -1,1 +1,12 @@
-"""skerry.rank"""
+"""Rank features: which columns carry signal, which are noise or broken."""
+
+from skerry.core.lazy import lazy_package
+
+__getattr__, __dir__, __all__ = lazy_package(
+    __name__,
+    {
+        "MutualInformationScreen": "skerry.rank.mutual_information",
+        "OutRank": "skerry.rank.outrank",
+        "mutual_information": "skerry.rank.mutual_information",
+    },
+)

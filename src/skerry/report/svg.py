@@ -121,6 +121,4 @@ def bars(shares: dict[str, float], limit: int = 12) -> str:
             f'<rect class="in" x="{name_px}" y="{y + 3}" width="{value * scale:.1f}" height="{row - 8}" rx="2"/>'
             f'<text class="tick" x="{name_px + value * scale + 6:.1f}" y="{y + 16}">{value:.0%}</text>'
         )
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="Most implicated columns">{"".join(body)}</svg>'
-    )
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="Most implicated columns">{"".join(body)}</svg>'
