@@ -1,8 +1,8 @@
 """Turn the columns of a real table into numbers, and say what was done to each.
 
-==================  ===========================================================================================
+==================  ==========================================================================================
 kind                what becomes of it
-==================  ===========================================================================================
+==================  ==========================================================================================
 numeric             itself; missing becomes the median, with an indicator where more than 0.5 % are missing
 boolean             0 and 1
 category, few       one indicator per level that at least 0.5 % of the rows have, and one for all rarer ones,
@@ -13,7 +13,7 @@ numbers as text     parsed, as numeric (thousands separators and currency signs 
 free text           its length
 identifier          left out (nearly all values differ)
 constant, missing   left out
-==================  ===========================================================================================
+==================  ==========================================================================================
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         super().__setstate__(state)
 
 
-# ---- what a column is ----------------------------------------------------------------------------------------
+# ---- what a column is --------------------------------------------------------------------------------------
 
 
 def _frame(X: Any) -> pl.DataFrame:
@@ -470,7 +470,7 @@ def _action(plan: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-# ---- encoding ------------------------------------------------------------------------------------------------
+# ---- encoding ----------------------------------------------------------------------------------------------
 
 
 def _encode(s: pl.Series, plan: dict[str, Any]) -> Iterable[NDArray[np.float64]]:
@@ -528,7 +528,7 @@ def _encode(s: pl.Series, plan: dict[str, Any]) -> Iterable[NDArray[np.float64]]
         yield missing.astype(np.float64)
 
 
-# ---- words ---------------------------------------------------------------------------------------------------
+# ---- words -------------------------------------------------------------------------------------------------
 
 
 def _number(value: Any) -> float | None:

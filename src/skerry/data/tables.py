@@ -1,6 +1,6 @@
 """Read a table from anywhere, batch by batch: files, folders, globs, stdin, frames, arrays.
 
-``open_table`` looks at as little as it can (header, schema); rows are read when they are asked for, and memory
+``open_table`` looks at as little as it can (header, schema); rows are read when asked for, and memory
 is bounded by the batch. Whatever is wrong with a file is told with its name and a remedy.
 """
 
@@ -108,12 +108,12 @@ def open_table(
     ----------
     source : str, Path or table
         A path to ``.csv``, ``.tsv``, ``.txt``, ``.jsonl``, ``.ndjson`` (each also ``.gz``), ``.parquet``,
-        ``.arrow`` / ``.ipc`` / ``.feather``, ``.npy``, ``.npz`` (arrays ``X`` and optionally ``y``); a folder or a
-        glob of Parquet files; ``"-"`` for CSV on stdin; a pandas, polars or pyarrow table, a two-dimensional NumPy
+        ``.arrow`` / ``.ipc`` / ``.feather``, ``.npy``, ``.npz`` (arrays ``X`` and maybe ``y``); a folder or a
+        glob of Parquet files; ``"-"`` for CSV on stdin; a pandas, polars or pyarrow table, a 2-D NumPy
         array, a SciPy sparse matrix, or a :class:`Table`.
     format : str, optional
-        ``csv``, ``tsv``, ``jsonl``, ``parquet``, ``arrow``, ``npy`` or ``npz`` for a file whose suffix does not
-        tell (``.gz`` at the end is still understood).
+        ``csv``, ``tsv``, ``jsonl``, ``parquet``, ``arrow``, ``npy`` or ``npz`` for a file whose suffix does
+        not tell (``.gz`` at the end is still understood).
     columns : list of str, optional
         Only these, in this order; all by default.
     separator : str, optional
@@ -173,7 +173,7 @@ def _choose(table: Table, columns: list[str]) -> Table:
 def reservoir_sample(table: Table, n: int, seed: int | None) -> tuple[pl.DataFrame, NDArray[np.int64]]:
     """Return a uniform sample of at most ``n`` rows and their positions, in one pass.
 
-    Each row draws a uniform key and the ``n`` smallest keys are kept (the batched form of a reservoir), so the
+    Each row draws a uniform key and the ``n`` smallest keys are kept (a reservoir in batches), so the
     sample does not depend on the batch size.
     """
     import polars as pl
@@ -202,7 +202,7 @@ def reservoir_sample(table: Table, n: int, seed: int | None) -> tuple[pl.DataFra
     return kept.rechunk(), rows
 
 
-# ---- paths ---------------------------------------------------------------------------------------------------
+# ---- paths -------------------------------------------------------------------------------------------------
 
 
 def _open_path(text: str, separator: str | None, form: str | None) -> Table:
@@ -240,12 +240,12 @@ def _open_path(text: str, separator: str | None, form: str | None) -> Table:
     if kind == ".npz":
         return _npz_table(path)
     raise DataError(
-        f"{text}: unknown kind {kind or '(no suffix)'!r}; use .csv, .tsv, .jsonl, .parquet, .arrow, .npy or .npz"
+        f"{text}: unknown {kind or '(no suffix)'!r}; use .csv, .tsv, .jsonl, .parquet, .arrow, .npy, .npz"
     )
 
 
 def _open_stdin(separator: str | None) -> Table:
-    spool = tempfile.NamedTemporaryFile(suffix=".csv", delete=False)  # noqa: SIM115 - outlives this call
+    spool = tempfile.NamedTemporaryFile(suffix=".csv", delete=False)
     with spool:
         size = 0
         while size <= MAX_UNPACKED and (data := sys.stdin.buffer.read(1 << 20)):
@@ -278,7 +278,7 @@ class _Guarded(io.RawIOBase):
     """A gzip stream that stops a bomb and names a truncated file."""
 
     def __init__(self, path: Path, name: str) -> None:
-        self.inner = gzip.open(path, "rb")  # noqa: SIM115 - closed in close()
+        self.inner = gzip.open(path, "rb")
         self.name_, self.done = name, 0
         self.limit = min(MAX_UNPACKED, max(FREE_BYTES, path.stat().st_size * MAX_RATIO))
 
@@ -295,7 +295,7 @@ class _Guarded(io.RawIOBase):
         self.done += len(data)
         if self.done > self.limit:
             raise DataError(
-                f"{self.name_}: unpacks to more than {self.limit >> 20} MiB; unpack it yourself if you trust it"
+                f"{self.name_}: unpacks to more than {self.limit >> 20} MiB; unpack it if you trust it"
             )
         buffer[: len(data)] = data
         return len(data)
@@ -306,7 +306,7 @@ class _Guarded(io.RawIOBase):
 
 
 def _separator(head: str) -> str | None:
-    """Return the separator that cuts all first lines into the same number of fields, the larger the better."""
+    """Return the separator that cuts all first lines into the same number (the larger the better) of fields."""
     import csv
 
     text = "\n".join(head.splitlines()[:50])
@@ -429,7 +429,7 @@ def _csv_table(path: Path, packed: bool, separator: str | None, name: str | None
 def _settled_types(
     stream: Callable[[dict], Iterator], header: list[str]
 ) -> tuple[dict[str, Any], list[str], int]:
-    """Find types that hold for the whole file: infer on the first block, then widen where a later block objects.
+    """Find types that hold for the whole file: infer on the first block, widen where a later one objects.
 
     Widening goes integer -> float -> text, one column an attempt, as the reader names them in its error.
     """
@@ -675,7 +675,7 @@ def _npz_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray:
         return np.lib.format.read_array(member, allow_pickle=False)
 
 
-# ---- objects in memory ---------------------------------------------------------------------------------------
+# ---- objects in memory -------------------------------------------------------------------------------------
 
 
 def _open_object(source: Any) -> Table:
@@ -707,7 +707,7 @@ def _open_object(source: Any) -> Table:
 
 
 def _from_pandas(source: Any, name: str) -> pl.DataFrame:
-    """Column by column, so that an object column of mixed types becomes text and the others stay what they are."""
+    """Column by column, so that an object column of mixed types becomes text and the others stay."""
     import polars as pl
     import pyarrow as pa
 
@@ -763,7 +763,7 @@ def _numbers_table(
     blocks: Callable[[int], Iterator[NDArray]],
     y: NDArray | None,
 ) -> Table:
-    """Name the columns of a matrix x0, x1, ... in a type that polars holds (not float16, not foreign order)."""
+    """Name the columns of a matrix x0, x1, ... in a type that polars holds (no float16, no foreign order)."""
     import polars as pl
 
     names = [f"x{j}" for j in range(shape[1])]
