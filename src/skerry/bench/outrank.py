@@ -188,7 +188,8 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
         progress(f"{name}: {row}")
     found = _ranks(ours, PLANTED)
     claim = (
-        f"On {n:,} rows of 100 columns the planted columns rank {found} in {cpus['permutation']:.2f} CPU s; {beside}; "
+        f"On {n:,} rows of 100 columns the planted columns rank {found} in "
+        f"{cpus['permutation']:.2f} CPU s; {beside}; "
         f"the cross of f5 and f6 is number {xor} of {len(crosses):,}."
     )
     notes.append(
