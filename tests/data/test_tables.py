@@ -169,7 +169,7 @@ def test_decimal_commas_and_a_given_separator(tmp_path):
         ("t.npy", b"\x93NUMPY", "not a whole .npy file"),
         ("t.npz", b"PK no zip", "not a whole .npz"),
         ("t.csv.gz", b"no gzip", "not a sound gzip file"),
-        ("t.xyz", "a", "unknown '.xyz'; use .csv"),
+        ("t.xyz", "a", "unknown kind '.xyz'; use .csv"),
     ],
 )
 def test_bad_files_are_told_by_name(tmp_path, name, text, message):

@@ -240,7 +240,7 @@ def _open_path(text: str, separator: str | None, form: str | None) -> Table:
     if kind == ".npz":
         return _npz_table(path)
     raise DataError(
-        f"{text}: unknown {kind or '(no suffix)'!r}; use .csv, .tsv, .jsonl, .parquet, .arrow, .npy, .npz"
+        f"{text}: unknown kind {kind or '(no suffix)'!r}; use .csv .tsv .jsonl .parquet .arrow .npy .npz"
     )
 
 
