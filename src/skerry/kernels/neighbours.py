@@ -1,9 +1,12 @@
 """Exact k nearest neighbours with float64 distances: a kd-tree, or boxes of rows scanned in float32.
 
-Rows that repeat are kept once with a count, so that tables full of duplicates cost no more than their distinct
-rows. In the "boxes" form the table is cut at medians into blocks of at most 256 rows; a block is skipped when its
+Rows that repeat are kept once with a count, so that tables full of duplicates cost no more than their
+distinct
+rows. In the "boxes" form the table is cut at medians into blocks of at most 256 rows; a block is skipped
+when its
 bounding box lies beyond the current k-th neighbour, is otherwise scanned in float32, and every row that the
-float32 error bound cannot exclude is measured again in float64. The answer is therefore that of the naive loop,
+float32 error bound cannot exclude is measured again in float64. The answer is therefore that of the naive
+loop,
 with ties broken by row number.
 """
 
@@ -98,7 +101,8 @@ class NeighbourIndex:
     rows : ndarray of shape (u, d), float64
         Preferably distinct (:func:`distinct_rows`).
     algorithm : {"auto", "tree", "boxes"}, default "auto"
-        "auto" counts the float32 terms that 64 of the rows need in the boxes; where they are many, or d is above
+        "auto" counts the float32 terms that 64 of the rows need in the boxes; where they are many, or d is
+        above
         12, pruning fails and the scan wins; else the tree does. Counting, unlike timing, repeats exactly.
 
     Attributes
@@ -193,7 +197,7 @@ class NeighbourIndex:
 
 
 def _cut(rows: NDArray, part: NDArray) -> list[NDArray]:
-    """Cut along the most spread column, at a gap where there is one and else at the median, into small blocks."""
+    """Cut along the most spread column, at a gap or else the median, into small blocks."""
     leaves, stack = [], [part]
     while stack:
         part = stack.pop()
@@ -218,7 +222,7 @@ def _cut(rows: NDArray, part: NDArray) -> list[NDArray]:
 
 
 def _far_from_median(block: NDArray) -> NDArray[np.bool_]:
-    """Mark at most a tenth of the rows: those at over twice the usual distance from the middle of the block."""
+    """Mark at most a tenth of the rows: those over twice the usual distance from the middle."""
     gap = np.sqrt(((block - np.median(block, axis=0)) ** 2).sum(axis=1))
     return gap > max(2.0 * np.median(gap), np.quantile(gap, 0.9))
 

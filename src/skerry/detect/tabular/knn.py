@@ -1,6 +1,7 @@
 """k nearest neighbours: a row is as anomalous as its neighbours are far (Ramaswamy, Rastogi and Shim, 2000).
 
-The mean and median forms are those of Angiulli and Pizzuti (2002). Scores are Euclidean distances in the units of
+The mean and median forms are those of Angiulli and Pizzuti (2002). Scores are Euclidean distances in the
+units of
 the table, so columns should share a scale.
 """
 
@@ -40,7 +41,8 @@ class KNN(Detector):
 
     Notes
     -----
-    A row equal to a training row counts as that row: one copy of it is not its own neighbour. When not to use: dense
+    A row equal to a training row counts as that row: one copy of it is not its own neighbour. When not to
+    use: dense
     groups of more than ``n_neighbors`` anomalies hide each other.
 
     Examples

@@ -1,4 +1,4 @@
-"""Local outlier factor: how much sparser a row's surroundings are than its neighbours' (Breunig et al., 2000).
+"""Local outlier factor: how much sparser a row lies than its neighbours (Breunig et al., 2000).
 
 About 1 for a row as densely surrounded as its neighbours; higher is more anomalous.
 """
@@ -38,9 +38,12 @@ class LOF(Detector):
 
     Notes
     -----
-    Neighbours are *distinct* rows, the paper's k-distinct-distance remark: with copies counted, k copies of one row
-    have infinite density. Mean reachability distances below 1e-10 of the usual distance to the k-th neighbour are
-    raised to it, which keeps every score finite. A row equal to a training row counts as that row. When not to use:
+    Neighbours are *distinct* rows, the paper's k-distinct-distance remark: with copies counted, k copies of
+    one row
+    have infinite density. Mean reachability distances below 1e-10 of the usual distance to the k-th
+    neighbour are
+    raised to it, which keeps every score finite. A row equal to a training row counts as that row. When not
+    to use:
     columns of different scales, or mostly repeated rows, where the counts are the signal.
 
     Examples
