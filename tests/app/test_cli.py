@@ -168,7 +168,15 @@ def test_interruption_leaves_nothing_half_written(tmp_path):
     pl.DataFrame(rng.normal(size=(400_000, 6))).write_parquet(tmp_path / "big.parquet")
     before = (tmp_path / "big.parquet").read_bytes()
     process = subprocess.Popen(
-        [sys.executable, "-c", "from skerry.app.cli import main; main()", "detect", "big.parquet", "--out", "s.csv"],
+        [
+            sys.executable,
+            "-c",
+            "from skerry.app.cli import main; main()",
+            "detect",
+            "big.parquet",
+            "--out",
+            "s.csv",
+        ],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,

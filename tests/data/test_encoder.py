@@ -50,9 +50,7 @@ def test_each_column_becomes_what_the_report_says():
 def test_batches_give_what_the_whole_gives_and_the_state_survives(tmp_path):
     encoder = TableEncoder().fit(MIXED)
     whole = encoder.transform(MIXED)
-    np.testing.assert_array_equal(
-        np.vstack([encoder.transform(MIXED[i : i + 7]) for i in range(0, N, 7)]), whole
-    )
+    np.testing.assert_array_equal(np.vstack([encoder.transform(MIXED[i : i + 7]) for i in range(0, N, 7)]), whole)
     back = TableEncoder.from_dict(json.loads(json.dumps(encoder.to_dict())))
     np.testing.assert_array_equal(back.transform(MIXED), whole)
     assert back.report_ == encoder.report_
@@ -65,9 +63,7 @@ def test_columns_absent_or_extra_and_levels_never_seen():
         encoder.transform(MIXED.drop("shop"))
     more = MIXED.with_columns(other=pl.lit(1))
     np.testing.assert_array_equal(encoder.transform(more), encoder.transform(MIXED))
-    strange = encoder.transform(
-        MIXED.with_columns(city=pl.lit("nowhere"), shop=pl.lit("z"), price=pl.lit("?"))
-    )
+    strange = encoder.transform(MIXED.with_columns(city=pl.lit("nowhere"), shop=pl.lit("z"), price=pl.lit("?")))
     assert np.isfinite(strange).all()
     j = encoder.get_feature_names_out().tolist().index("rarity of city")
     assert strange[0, j] > encoder.transform(MIXED)[:, j].max()

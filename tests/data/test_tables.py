@@ -293,10 +293,7 @@ def test_five_thousand_columns_and_long_rows(tmp_path):
     row = ",".join(["1234567890"] * 5000)
     table = open_table(put(tmp_path / "t.csv", ",".join(names) + "\n" + row + "\n" + row + "\n"))
     assert table.read().shape == (2, 5000)
-    assert (
-        max(f.height for f in open_table(np.zeros((20_000, 5000), np.int8)).batches()) * 5000
-        <= tables.MAX_CELLS
-    )
+    assert max(f.height for f in open_table(np.zeros((20_000, 5000), np.int8)).batches()) * 5000 <= tables.MAX_CELLS
 
 
 def test_json_with_new_keys_and_mixed_types(tmp_path):

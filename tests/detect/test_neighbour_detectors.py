@@ -43,9 +43,7 @@ def test_lof_equals_naive():
 
 def test_cblof_sets_small_clusters_against_large_ones():
     rng = np.random.default_rng(2)
-    X = np.r_[
-        rng.normal(size=(200, 2)), rng.normal(size=(200, 2)) + 20, rng.normal(size=(5, 2)) * 0.1 + [0, 60]
-    ]
+    X = np.r_[rng.normal(size=(200, 2)), rng.normal(size=(200, 2)) + 20, rng.normal(size=(5, 2)) * 0.1 + [0, 60]]
     model = CBLOF(n_clusters=3, random_state=0).fit(X)
     assert model.n_large_ == 2
     want = np.sqrt(((X[:, None] - model.centers_[None, :2]) ** 2).sum(-1)).min(1)

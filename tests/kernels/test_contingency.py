@@ -83,9 +83,7 @@ def test_shift_equals_naive(ka, kb, n):
     codes, cards = c.pack([a])
     sums = c.Sums(n)
     joint, moved = c.shift_sums(codes, cards, b, int(b.max()) + 1, sums)
-    assert sums.value(joint - moved)[0] == pytest.approx(
-        conditional(shifted, b) - conditional(a, b), abs=1e-10
-    )
+    assert sums.value(joint - moved)[0] == pytest.approx(conditional(shifted, b) - conditional(a, b), abs=1e-10)
 
 
 def test_relabelling_changes_no_bit():

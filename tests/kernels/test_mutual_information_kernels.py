@@ -42,9 +42,7 @@ def test_density_on_the_plane_equals_its_twin(n):
 def test_hostile_columns_stay_finite_and_blocks_do_not_matter():
     rng = np.random.default_rng(0)
     y = rng.normal(size=50)
-    X = np.stack(
-        [np.zeros(50), np.r_[1e100, np.zeros(49)], np.full(50, np.nan), rng.integers(0, 2, 50), y * 1e-200]
-    )
+    X = np.stack([np.zeros(50), np.r_[1e100, np.zeros(49)], np.full(50, np.nan), rng.integers(0, 2, 50), y * 1e-200])
     one = kernels.kde_continuous(X, y, 1.06, 0.0, 1)
     assert np.isfinite(one).all() and one[0] == one[2] == 0.0
     np.testing.assert_array_equal(one, kernels.kde_continuous(X, y, 1.06, 0.0, 3))

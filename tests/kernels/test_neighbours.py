@@ -27,9 +27,7 @@ def test_equals_naive(X, algorithm):
     rows, counts, inverse = distinct_rows(X)
     assert len(rows) == len(np.unique(X, axis=0)) and counts.sum() == len(X)
     np.testing.assert_array_equal(rows[inverse], X)
-    far = np.random.default_rng(1).normal(size=(5, X.shape[1])) * np.array(
-        [[1e60], [1e20], [1], [50], [1e-9]]
-    )
+    far = np.random.default_rng(1).normal(size=(5, X.shape[1])) * np.array([[1e60], [1e20], [1], [50], [1e-9]])
     Q = np.r_[rows[:40], rows[:5] * 1.01, far]
     naive = np.sort(np.sqrt(((Q[:, None] - rows[None]) ** 2).sum(-1)), axis=1)[:, :7]
     index = NeighbourIndex(rows, algorithm)
@@ -41,9 +39,7 @@ def test_equals_naive(X, algorithm):
 
 
 def test_multiplicities_drop_the_row_itself_once():
-    weights = multiplicities(
-        np.array([[0.0, 1.0, 2.0], [0.5, 1.0, 2.0]]), np.array([[2, 1, 5], [1, 1, 5]]), 4
-    )
+    weights = multiplicities(np.array([[0.0, 1.0, 2.0], [0.5, 1.0, 2.0]]), np.array([[2, 1, 5], [1, 1, 5]]), 4)
     assert weights.tolist() == [[1, 1, 2], [1, 1, 2]]
 
 
@@ -70,9 +66,7 @@ def test_mean_shift_limits_equivariance_and_variance():
     X = rng.normal(size=(120, 3))
     np.testing.assert_array_equal(MeanShifter(1, 3).fit(X).transform(X), X)
     np.testing.assert_array_equal(MeanShifter(9, 0).fit(X).transform(X), X)
-    np.testing.assert_allclose(
-        MeanShifter(500, 1).fit(X).training_shift_, np.tile(X.mean(0), (120, 1)), atol=1e-12
-    )
+    np.testing.assert_allclose(MeanShifter(500, 1).fit(X).training_shift_, np.tile(X.mean(0), (120, 1)), atol=1e-12)
     turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     moved = MeanShifter(8, 2).fit(2.5 * X @ turn + 7).training_shift_
     np.testing.assert_allclose(moved, 2.5 * MeanShifter(8, 2).fit(X).training_shift_ @ turn + 7, atol=1e-8)

@@ -68,9 +68,7 @@ def test_independent_is_centred(card, correction):
 @pytest.mark.parametrize("correction", ["none", "expected"])
 def test_relabelling_changes_nothing(table, correction):
     other = table.with_columns((7919 * (pl.col("noise") + 1) % 1009).alias("noise"))
-    assert scores(OutRank(correction=correction).fit(table)) == scores(
-        OutRank(correction=correction).fit(other)
-    )
+    assert scores(OutRank(correction=correction).fit(table)) == scores(OutRank(correction=correction).fit(other))
 
 
 def test_xor_is_found_by_its_cross():

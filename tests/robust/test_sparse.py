@@ -36,9 +36,7 @@ def test_threshold_is_the_minimiser(penalty):
         assert threshold(z, 1.0, penalty) == pytest.approx(best, abs=2e-4)
 
 
-@pytest.mark.parametrize(
-    "shape", [{"penalty": "scad", "a": 1e7}, {"penalty": "mcp", "gamma": 1e7}, {"penalty": "l1"}]
-)
+@pytest.mark.parametrize("shape", [{"penalty": "scad", "a": 1e7}, {"penalty": "mcp", "gamma": 1e7}, {"penalty": "l1"}])
 def test_large_shapes_give_the_lasso(shape):
     X, y = _data()
     lasso = Lasso(alpha=0.2, tol=1e-10).fit(X, y)

@@ -46,9 +46,7 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
             p = detector.p_value(X)
             for a in ALPHAS:
                 flagged = benjamini_hochberg(p, a)
-                self_reference[a].append(
-                    (flagged[y == 0].sum() / max(1, flagged.sum()), flagged[y == 1].mean())
-                )
+                self_reference[a].append((flagged[y == 0].sum() / max(1, flagged.sum()), flagged[y == 1].mean()))
         for a in ALPHAS:
             fdp, power = (np.asarray(v) for v in outcome[a])
             rows.append(
@@ -62,9 +60,7 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
                 }
             )
             alone = np.asarray(self_reference[a])
-            contaminated.append(
-                {"detector": name, "alpha": a, "FDR": alone[:, 0].mean(), "power": alone[:, 1].mean()}
-            )
+            contaminated.append({"detector": name, "alpha": a, "FDR": alone[:, 0].mean(), "power": alone[:, 1].mean()})
     worst = max((r["FDR"] - r["alpha"]) / max(r["standard error"], 1e-9) for r in rows)
     return {
         "title": "Conformal thresholds: the false discovery rate that was promised and measured",

@@ -93,9 +93,7 @@ def _peer(frame: Any, target: str, timeout: float) -> tuple[list[str] | None, fl
         command += ["--output_folder", str(out), "--disable_tqdm", "True"]
         before, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=timeout, check=False, cwd=folder
-            )
+            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, cwd=folder)
         except subprocess.TimeoutExpired:
             return None, 0.0, timeout, f"stopped after {timeout:.0f} s"
         after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - wall
@@ -149,16 +147,12 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
     names = ranker.ranking_["feature"].to_list()
     crosses = [v for v in names if " AND " in v]
     xor = crosses.index("f5 AND f6") + 1
-    table.append(
-        _row(f"Skerry, {len(crosses):,} crosses (f5 AND f6 is {xor})", _ranks(names, PLANTED), cpu, wall)
-    )
+    table.append(_row(f"Skerry, {len(crosses):,} crosses (f5 AND f6 is {xor})", _ranks(names, PLANTED), cpu, wall))
     progress(f"crosses: {cpu:.2f} CPU s, the planted pair is number {xor}")
     order, cpu, wall, problem = _peer(frame, "label", 50 if quick else PEER_TIMEOUT)
     if order is None:
         table.append({"method": f"outrank ({problem})"})
-        notes.append(
-            f"The package outrank was {problem}; pip install outrank 'xxhash<4', SKERRY_OUTRANK_PYTHON."
-        )
+        notes.append(f"The package outrank was {problem}; pip install outrank 'xxhash<4', SKERRY_OUTRANK_PYTHON.")
         beside = "the published package did not give a result in this run"
     else:
         table.append(_row("outrank, MI-numba-randomized", _ranks(order, PLANTED), cpu, wall))
@@ -181,9 +175,7 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
             row["outrank top 3"] = ", ".join(order[:3]) if order else wrong
             if order:
                 both = [v for v in mine if v in order]
-                row["rank agreement"] = round(
-                    float(spearmanr(range(len(both)), [order.index(v) for v in both])[0]), 3
-                )
+                row["rank agreement"] = round(float(spearmanr(range(len(both)), [order.index(v) for v in both])[0]), 3)
         real.append(row)
         progress(f"{name}: {row}")
     found = _ranks(ours, PLANTED)
@@ -192,9 +184,7 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
         f"{cpus['permutation']:.2f} CPU s; {beside}; "
         f"the cross of f5 and f6 is number {xor} of {len(crosses):,}."
     )
-    notes.append(
-        "Seconds include encoding and the quality report, after compilation; the package's, its start."
-    )
+    notes.append("Seconds include encoding and the quality report, after compilation; the package's, its start.")
     return {
         "title": "Cardinality-aware feature ranking",
         "table": table,

@@ -29,7 +29,18 @@ STUDIES: dict[str, str] = {
     "tabular": "accuracy of the default and of every detector beside PyOD",
     "tabular-speed": "seconds and memory beside PyOD, scikit-learn and faiss",
 }
-_PACKAGES = ("numpy", "scipy", "scikit-learn", "numba", "polars", "torch", "pyod", "faiss-cpu", "outrank", "statsmodels")
+_PACKAGES = (
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "numba",
+    "polars",
+    "torch",
+    "pyod",
+    "faiss-cpu",
+    "outrank",
+    "statsmodels",
+)
 
 
 def default_data() -> Path:
@@ -80,7 +91,10 @@ def run_study(
     }
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        for suffix, text in ((".json", json.dumps(plain(result), indent=1) + "\n"), (".md", to_markdown(result))):
+        for suffix, text in (
+            (".json", json.dumps(plain(result), indent=1) + "\n"),
+            (".md", to_markdown(result)),
+        ):
             with atomic_write(out / f"{name}{suffix}") as file:
                 file.write(text.encode())
     return result
@@ -154,7 +168,12 @@ def _machine() -> dict[str, Any]:
     if info.exists():
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    return {"processor": model, "cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()}
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -22,7 +22,15 @@ from skerry.detect.tabular.registry import DETECTORS, make_detector
 
 MAX_ROWS = 10_000
 BUDGET_SECONDS = 60.0  # CPU seconds for one fit; a peer over it on some table is left out of the rest
-SEEDED = {"ensemble", "isolation-forest", "reference-neighbours", "inne", "loda", "cblof", "robust-covariance"}
+SEEDED = {
+    "ensemble",
+    "isolation-forest",
+    "reference-neighbours",
+    "inne",
+    "loda",
+    "cblof",
+    "robust-covariance",
+}
 OURS = [n for n in DETECTORS if n not in ("autoencoder", "autood")]  # these have studies of their own
 PYOD = {
     "IForest": ("pyod.models.iforest", True),
@@ -118,7 +126,12 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
                 failed[name] = f"{name}: left out after {table}: {type(error).__name__}: {str(error)[:120]}"
                 figures.pop(name, None)
                 continue
-            figures[name][table] = {"auroc": np.mean(aurocs), "ap": np.mean(aps), "s": np.mean(seconds), "sd": np.std(aurocs)}
+            figures[name][table] = {
+                "auroc": np.mean(aurocs),
+                "ap": np.mean(aps),
+                "s": np.mean(seconds),
+                "sd": np.std(aurocs),
+            }
     rows = sorted(
         (
             {
@@ -136,11 +149,15 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
     )
     ours = next(r for r in rows if r["method"] == "skerry ensemble")
     peers = [r for r in rows if r["method"].startswith("pyod") and r["method"] != "pyod ADEngine"]
-    claim = f"The default reaches mean AUROC {ours['mean AUROC']:.3f} and AP {ours['mean AP']:.3f} in {ours['CPU s']:.1f} CPU s"
+    claim = (
+        f"The default reaches mean AUROC {ours['mean AUROC']:.3f} and AP {ours['mean AP']:.3f}"
+        f" in {ours['CPU s']:.1f} CPU s"
+    )
     if peers:
         by_auc, by_ap = max(peers, key=lambda r: r["mean AUROC"]), max(peers, key=lambda r: r["mean AP"])
         claim += (
-            f"; the best single PyOD detector {by_auc['mean AUROC']:.3f} ({by_auc['method']}, {by_auc['CPU s']:.1f} CPU s)"
+            f"; the best single PyOD detector {by_auc['mean AUROC']:.3f}"
+            f" ({by_auc['method']}, {by_auc['CPU s']:.1f} CPU s)"
             f" and {by_ap['mean AP']:.3f} ({by_ap['method']}): {ours['mean AUROC'] - by_auc['mean AUROC']:+.3f} and"
             f" {ours['mean AP'] - by_ap['mean AP']:+.3f}"
         )
@@ -154,7 +171,8 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
         "table": rows,
         "tables": {"AUROC by table, the eight best": by_table},
         "notes": [
-            f"{len(tables)} tables, at most {len(tables[0][1]) if quick else MAX_ROWS:,} rows each, columns scaled to 0..1; "
+            f"{len(tables)} tables, at most {len(tables[0][1]) if quick else MAX_ROWS:,} rows each, "
+            "columns scaled to 0..1; "
             f"{len(seeds)} seeds for methods that draw; CPU seconds are summed over tables, mean over seeds.",
             *notes,
             *failed.values(),
@@ -170,5 +188,5 @@ def _warm(todo: dict[str, Any], tables: list) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 scores(X, 0)
-        except Exception:  # noqa: S112 - told in the study itself
+        except Exception:
             continue

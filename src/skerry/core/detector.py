@@ -177,7 +177,7 @@ class Detector(OutlierMixin, BaseEstimator):
         except InvalidParameterError as error:
             raise ParameterError(str(error)) from None
 
-    def _check_X(self, X: ArrayLike, reset: bool) -> NDArray:
+    def _check_X(self, X: Any, reset: bool) -> NDArray:
         name = type(self).__name__
         try:
             X = validate_data(self, X, reset=reset, dtype=(np.float64, np.float32), order="C", ensure_all_finite=False)

@@ -31,7 +31,8 @@ def _check(y: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.float64], NDArra
 def _steps(y: NDArray[np.float64], s: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return true and false positives when every score >= each distinct value is flagged, from the highest."""
     order = np.argsort(-s, kind="stable")
-    ends = np.r_[np.flatnonzero(np.diff(s[order])), s.size - 1]
+    ranked = s[order]
+    ends = np.r_[np.flatnonzero(ranked[1:] != ranked[:-1]), s.size - 1]
     true = np.cumsum(y[order])[ends]
     return true, 1.0 + ends - true
 

@@ -64,7 +64,7 @@ def conformal_p_value(reference: ArrayLike, scores: ArrayLike) -> NDArray[np.flo
     """
     ref = np.sort(_clean(reference))
     at_least = ref.size - np.searchsorted(ref, np.asarray(scores, dtype=np.float64), side="left")
-    return (1.0 + at_least) / (1.0 + ref.size)
+    return np.asarray((1.0 + at_least) / (1.0 + ref.size), dtype=np.float64)
 
 
 def benjamini_hochberg(p_values: ArrayLike, alpha: float) -> NDArray[np.bool_]:

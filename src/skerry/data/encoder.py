@@ -108,9 +108,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
             features = _features(name, plan)
             for feature in features:
                 if feature in self.feature_column_:
-                    raise DataError(
-                        f"column {name!r} makes the feature {feature!r}, which exists; rename the column"
-                    )
+                    raise DataError(f"column {name!r} makes the feature {feature!r}, which exists; rename the column")
                 self.feature_column_[feature] = name
                 weighted.append(plan["kind"] == "few" and len(features) > 1)
             self.plan_[name] = plan
@@ -173,16 +171,10 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         if kind == "drop":
             return f"`{column}` is left out ({plan['label']})"
         if kind in ("numeric", "text"):
-            number = (
-                _number(value) if kind == "numeric" else (None if value is None else float(len(str(value))))
-            )
+            number = _number(value) if kind == "numeric" else (None if value is None else float(len(str(value))))
             if number is None or math.isnan(number):
                 return f"`{column}` is missing (so in {_percent(plan['missing'])} of rows)"
-            what = (
-                f"`{column}` {_show(number)}"
-                if kind == "numeric"
-                else f"`{column}` of {_show(number)} characters"
-            )
+            what = f"`{column}` {_show(number)}" if kind == "numeric" else f"`{column}` of {_show(number)} characters"
             return f"{what} is {_place(number, np.asarray(plan['quantiles']))}"
         if kind == "date":
             return _reason_date(column, value, plan)
@@ -259,9 +251,7 @@ def _plan(s: pl.Series) -> dict[str, Any]:
             good = parsed.len() - parsed.null_count()
             if good >= PARSED_SHARE * present:
                 bad = present - good
-                note = "numbers as text" + (
-                    f"; {bad} values are not numbers and count as missing" if bad else ""
-                )
+                note = "numbers as text" + (f"; {bad} values are not numbers and count as missing" if bad else "")
                 return _numeric(parsed, note) | {"parse": True}
             for fmt in DATE_FORMATS:
                 stamps = _parse_dates(s, fmt)
@@ -308,17 +298,10 @@ def _numeric(s: pl.Series, note: str) -> dict[str, Any]:
     if n_unique == 1 and not n_missing:
         return _drop("constant", 0, 1, f"always {_show(float(present[0]))}")
     steps = np.diff(x) if s.dtype.is_integer() and not n_missing else np.zeros(1)
-    if (
-        s.dtype.is_integer()
-        and x.size >= 20
-        and n_unique == x.size
-        and (np.all(steps == 1) or np.all(steps == -1))
-    ):
+    if s.dtype.is_integer() and x.size >= 20 and n_unique == x.size and (np.all(steps == 1) or np.all(steps == -1)):
         return _drop("identifier", 0, n_unique, "counts the rows")
     if infinite.any():
-        note = "; ".join(
-            filter(None, [note, f"{int(infinite.sum())} infinities became the extreme finite value"])
-        )
+        note = "; ".join(filter(None, [note, f"{int(infinite.sum())} infinities became the extreme finite value"]))
     if np.abs(present).max() > CLIP:
         note = "; ".join(filter(None, [note, f"values beyond ±{CLIP:g} were clipped"]))
     present = np.clip(present, -CLIP, CLIP)
@@ -601,6 +584,4 @@ def _reason_date(column: str, value: Any, plan: dict[str, Any]) -> str:
     days = (stamp.replace(tzinfo=None) - dt.datetime(1970, 1, 1)).total_seconds() / 86_400
     place = _place(days, np.asarray(plan["quantiles"]))
     place = place.replace("above", "later than").replace("below", "earlier than")
-    return f"`{column}` {text} is " + (
-        place.split(" (")[0] if "all rows" in place else place.split(" (median")[0]
-    )
+    return f"`{column}` {text} is " + (place.split(" (")[0] if "all rows" in place else place.split(" (median")[0])

@@ -83,9 +83,7 @@ class Table:
         except DataError:
             raise
         except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error, ValueError) as error:
-            raise DataError(
-                f"{self.name}: {_first_line(error)}; the file is damaged or not what it seems"
-            ) from None
+            raise DataError(f"{self.name}: {_first_line(error)}; the file is damaged or not what it seems") from None
 
     def read(self) -> pl.DataFrame:
         """Return the whole table as one polars frame."""
@@ -239,9 +237,7 @@ def _open_path(text: str, separator: str | None, form: str | None) -> Table:
         return _npy_table(path)
     if kind == ".npz":
         return _npz_table(path)
-    raise DataError(
-        f"{text}: unknown kind {kind or '(no suffix)'!r}; use .csv .tsv .jsonl .parquet .arrow .npy .npz"
-    )
+    raise DataError(f"{text}: unknown kind {kind or '(no suffix)'!r}; use .csv .tsv .jsonl .parquet .arrow .npy .npz")
 
 
 def _open_stdin(separator: str | None) -> Table:
@@ -294,9 +290,7 @@ class _Guarded(io.RawIOBase):
             raise DataError(f"{self.name_}: not a sound gzip file ({error}); fetch it again") from None
         self.done += len(data)
         if self.done > self.limit:
-            raise DataError(
-                f"{self.name_}: unpacks to more than {self.limit >> 20} MiB; unpack it if you trust it"
-            )
+            raise DataError(f"{self.name_}: unpacks to more than {self.limit >> 20} MiB; unpack it if you trust it")
         buffer[: len(data)] = data
         return len(data)
 
@@ -386,9 +380,7 @@ def _csv_table(path: Path, packed: bool, separator: str | None, name: str | None
                 read_options=pa_csv.ReadOptions(
                     column_names=header, skip_rows=1, block_size=block, encoding=encoding, use_threads=True
                 ),
-                parse_options=pa_csv.ParseOptions(
-                    delimiter=sep, newlines_in_values=True, invalid_row_handler=on_bad
-                ),
+                parse_options=pa_csv.ParseOptions(delimiter=sep, newlines_in_values=True, invalid_row_handler=on_bad),
                 convert_options=pa_csv.ConvertOptions(
                     null_values=MISSING_TEXT,
                     strings_can_be_null=True,
@@ -426,9 +418,7 @@ def _csv_table(path: Path, packed: bool, separator: str | None, name: str | None
     return Table(name, dict(schema), lambda rows: stream(types), n_rows, notes)
 
 
-def _settled_types(
-    stream: Callable[[dict], Iterator], header: list[str]
-) -> tuple[dict[str, Any], list[str], int]:
+def _settled_types(stream: Callable[[dict], Iterator], header: list[str]) -> tuple[dict[str, Any], list[str], int]:
     """Find types that hold for the whole file: infer on the first block, widen where a later one objects.
 
     Widening goes integer -> float -> text, one column an attempt, as the reader names them in its error.
@@ -449,10 +439,7 @@ def _settled_types(
                     raise DataError("invalid UTF8 data")
                 if not types:
                     arrow = frame.to_arrow().schema
-                    types = {
-                        f.name: pa.string() if pa.types.is_null(f.type) else _plain_type(f.type)
-                        for f in arrow
-                    }
+                    types = {f.name: pa.string() if pa.types.is_null(f.type) else _plain_type(f.type) for f in arrow}
         except DataError as error:
             found = re.search(r"In CSV column #(\d+)", str(error))
             column = header[int(found.group(1))] if found else None
@@ -486,9 +473,7 @@ def _json_table(path: Path, packed: bool) -> Table:
     name = str(path)
 
     def stream(rows: int) -> Iterator[pl.DataFrame]:
-        with (
-            io.BufferedReader(_open_text(path, packed, name), 1 << 20) if packed else path.open("rb") as file
-        ):  # type: ignore[type-var]
+        with io.BufferedReader(_open_text(path, packed, name), 1 << 20) if packed else path.open("rb") as file:  # type: ignore[type-var]
             while lines := file.readlines(1 << 23):
                 try:
                     yield pl.read_ndjson(b"".join(lines), schema=schema, ignore_errors=False)
@@ -542,9 +527,7 @@ def _parquet_table(name: str, paths: list[str]) -> Table:
                             f"but {schema.field(field.name).type} in {paths[0]}"
                         )
         except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(
-                f"{path}: not a whole Parquet file ({_first_line(error)}); fetch it again"
-            ) from None
+            raise DataError(f"{path}: not a whole Parquet file ({_first_line(error)}); fetch it again") from None
     assert schema is not None
 
     def stream(rows: int) -> Iterator[pl.DataFrame]:
@@ -577,9 +560,7 @@ def _arrow_table(path: Path) -> Table:
                     yield reader.schema
                     yield from reader
             except (pa.ArrowInvalid, OSError) as error:
-                raise DataError(
-                    f"{path}: not a whole Arrow IPC file ({_first_line(error)}); fetch it again"
-                ) from None
+                raise DataError(f"{path}: not a whole Arrow IPC file ({_first_line(error)}); fetch it again") from None
 
     def stream(rows: int) -> Iterator[pl.DataFrame]:
         batches = parts()
@@ -655,16 +636,12 @@ def _member_header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     return np.lib.format.read_array_header_2_0(member)
 
 
-def _npy_header(
-    archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str
-) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _npy_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
     with archive.open(info) as member:
         shape, fortran, dtype = _member_header(member)
         size = math.prod(shape) * dtype.itemsize
         if dtype.hasobject:
-            raise DataError(
-                f"{name}: {info.filename} holds Python objects, which are never read; save numbers"
-            )
+            raise DataError(f"{name}: {info.filename} holds Python objects, which are never read; save numbers")
         if size != info.file_size - member.tell():
             raise DataError(f"{name}: {info.filename} declares {size} bytes, which the file does not hold")
     return shape, fortran, dtype

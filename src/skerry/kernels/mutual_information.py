@@ -336,9 +336,7 @@ def binned_information(codes, y, n_classes, miller_madow):
 def _within(s, value, radius, inclusive):
     """How many of the sorted ``s`` lie closer than ``radius`` to ``value`` (at most, if inclusive)."""
     if inclusive:
-        return np.searchsorted(s, value + radius, side="right") - np.searchsorted(
-            s, value - radius, side="left"
-        )
+        return np.searchsorted(s, value + radius, side="right") - np.searchsorted(s, value - radius, side="left")
     radius -= 1e-13 * (abs(value) + radius)  # the neighbour at the radius itself must stay outside
     return np.searchsorted(s, value + radius, side="left") - np.searchsorted(s, value - radius, side="right")
 

@@ -24,9 +24,7 @@ __all__ = ["NeighbourIndex", "distinct_rows", "multiplicities"]
 LEAF = 256  # rows of a box: long enough for wide vectors, short enough to prune
 CHUNK = 64  # rows whose float32 distances are tested at once
 EPS32 = 6e-8  # unit round-off of float32, rounded up
-TREE_WORK = (
-    24_000  # measured float32 terms per query above which the boxes beat the tree (see NeighbourIndex)
-)
+TREE_WORK = 24_000  # measured float32 terms per query above which the boxes beat the tree (see NeighbourIndex)
 
 
 def distinct_rows(X: NDArray) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:

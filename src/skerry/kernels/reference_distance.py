@@ -1,8 +1,8 @@
-"""Distance to the k-th nearest of a small reference set, in blocks: BLAS for the products, numba for selection.
+"""Distance to the k-th nearest of a small reference set, by plain differences over a transposed reference.
 
 With m reference rows this costs n m d multiplications and n selections, whatever the shape of the data: a linear
-stand-in for an exact neighbour search where k is a fair share of m. Rows are centred on the reference before the
-expansion ``|a|^2 - 2ab + |b|^2``, which keeps its rounding below the distances that a large k selects.
+stand-in for an exact neighbour search where k is a fair share of m. The inner loop runs along the m references, so
+it vectorises without reordering any sum, and no distance is the difference of two large numbers.
 """
 
 from __future__ import annotations
@@ -13,54 +13,53 @@ from numpy.typing import NDArray
 
 __all__ = ["kth_reference_distance"]
 
-BLOCK = 2048
+
+@njit(cache=True, nogil=True)
+def _select(row, k):
+    """Return the k-th smallest entry (k from 1) by quickselect; reorders ``row``."""
+    low, high = 0, row.size - 1
+    while low < high:
+        pivot = row[(low + high) // 2]
+        a, b = low, high
+        while a <= b:
+            while row[a] < pivot:
+                a += 1
+            while row[b] > pivot:
+                b -= 1
+            if a <= b:
+                row[a], row[b] = row[b], row[a]
+                a += 1
+                b -= 1
+        if k - 1 <= b:
+            high = b
+        elif k - 1 >= a:
+            low = a
+        else:
+            break
+    return row[k - 1]
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def _kth(squared, k, out):
-    """Write the k-th smallest entry of each row (k from 1), by quickselect on a copy of the row."""
-    for i in prange(squared.shape[0]):
-        row = squared[i].copy()
-        low, high = 0, row.size - 1
-        while low < high:
-            pivot = row[(low + high) // 2]
-            a, b = low, high
-            while a <= b:
-                while row[a] < pivot:
-                    a += 1
-                while row[b] > pivot:
-                    b -= 1
-                if a <= b:
-                    row[a], row[b] = row[b], row[a]
-                    a += 1
-                    b -= 1
-            if k - 1 <= b:
-                high = b
-            elif k - 1 >= a:
-                low = a
-            else:
-                break
-        out[i] = row[k - 1]
+def _kth_distance(X, transposed, k):
+    n, d = X.shape
+    m = transposed.shape[1]
+    out = np.empty(n)
+    for i in prange(n):
+        squared = np.zeros(m)
+        for j in range(d):
+            x = X[i, j]
+            column = transposed[j]
+            for r in range(m):
+                difference = x - column[r]
+                squared[r] += difference * difference
+        out[i] = np.sqrt(_select(squared, k))
+    return out
 
 
-def kth_reference_distance(
-    X: NDArray[np.float64], reference: NDArray[np.float64], k: int
-) -> NDArray[np.float64]:
+def kth_reference_distance(X: NDArray[np.float64], reference: NDArray[np.float64], k: int) -> NDArray[np.float64]:
     """Return the Euclidean distance of each row of ``X`` (n, d) to its k-th nearest of ``reference`` (m, d).
 
-    A row does not depend on the rest of ``X``: blocks are padded to one size, so that BLAS adds in one order.
+    >>> kth_reference_distance(np.array([[0.0]]), np.array([[3.0], [1.0], [2.0]]), 2)
+    array([2.])
     """
-    centre = reference.mean(axis=0)
-    R = np.ascontiguousarray(reference - centre)
-    norms = np.einsum("ij,ij->i", R, R)
-    out = np.empty(X.shape[0])
-    block = np.zeros((min(BLOCK, max(X.shape[0], 64)), X.shape[1]))
-    for start in range(0, X.shape[0], block.shape[0]):
-        stop = min(X.shape[0], start + block.shape[0])
-        block[: stop - start] = X[start:stop] - centre
-        squared = block @ R.T
-        squared *= -2.0
-        squared += norms
-        squared += np.einsum("ij,ij->i", block, block)[:, None]
-        _kth(squared[: stop - start], k, out[start:stop])
-    return np.sqrt(np.maximum(out, 0.0))
+    return _kth_distance(np.ascontiguousarray(X), np.ascontiguousarray(reference.T), k)

@@ -83,9 +83,7 @@ def _csv_lines(folder: Path) -> tuple[list[str], Iterator[tuple[int, list[str] |
         raise DataError(f"{folder / 'data.csv'}: is empty")
     if described.is_file():
         try:
-            header = [
-                str(f["name"]) for f in json.loads(described.read_text(encoding="utf-8"))["data_features"]
-            ]
+            header = [str(f["name"]) for f in json.loads(described.read_text(encoding="utf-8"))["data_features"]]
         except (ValueError, KeyError, TypeError):
             raise DataError(f"{described}: needs a list data_features of objects with a name") from None
 

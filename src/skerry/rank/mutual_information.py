@@ -99,9 +99,7 @@ def mutual_information(
     if estimator == "pearson" and n_classes and n_classes <= 2:
         n_classes = 0  # the same number, and simpler
     columns = np.ascontiguousarray(X.T)
-    return _estimate(
-        columns, target, n_classes, estimator, bandwidth, correction, n_neighbors, n_jobs, random_state
-    )
+    return _estimate(columns, target, n_classes, estimator, bandwidth, correction, n_neighbors, n_jobs, random_state)
 
 
 def _target(y: ArrayLike, discrete: bool | str) -> tuple[NDArray[np.float64], int]:

@@ -171,9 +171,7 @@ class OutRank(SelectorMixin, BaseEstimator):
             If an argument is out of range.
         """
         try:
-            validate_parameter_constraints(
-                self._parameter_constraints, self.get_params(deep=False), "OutRank"
-            )
+            validate_parameter_constraints(self._parameter_constraints, self.get_params(deep=False), "OutRank")
         except InvalidParameterError as error:
             raise ParameterError(str(error)) from None
         self._seed = self.random_state or 0
@@ -404,14 +402,10 @@ class OutRank(SelectorMixin, BaseEstimator):
             keys = [*labels, *self.control_names_]
             variance = np.maximum(null, 1e-12) / n
             z = (mi - null) / np.sqrt(variance)
-            p = gamma.sf(
-                mi, np.maximum(null, 1e-12) ** 2 / variance, scale=variance / np.maximum(null, 1e-12)
-            )
+            p = gamma.sf(mi, np.maximum(null, 1e-12) ** 2 / variance, scale=variance / np.maximum(null, 1e-12))
             p = np.where(cells > 1, p, 1.0)
             for i, key in enumerate(keys):
-                votes.setdefault(key, []).append(
-                    (score[i], z[i] if cells[i] > 1 else 0.0, p[i], int(cells[i]))
-                )
+                votes.setdefault(key, []).append((score[i], z[i] if cells[i] > 1 else 0.0, p[i], int(cells[i])))
         rows = []
         for key, seen in votes.items():
             s, z, p, c = (np.array(v, dtype=np.float64) for v in zip(*seen, strict=True))
@@ -445,9 +439,7 @@ class OutRank(SelectorMixin, BaseEstimator):
         frame = frame.with_columns(
             pl.Series("score", scaled),
             pl.Series("q_value", q),
-            pl.Series(
-                "above_control", above if above is not None else [None] * frame.height, dtype=pl.Boolean
-            ),
+            pl.Series("above_control", above if above is not None else [None] * frame.height, dtype=pl.Boolean),
         )
         order = [
             "feature",
@@ -464,9 +456,7 @@ class OutRank(SelectorMixin, BaseEstimator):
         self._single_q = q[: len(self._names)]
         self._single_above = np.ones(len(self._names), bool) if above is None else above[: len(self._names)]
         self.cross_scores_ = {
-            k: float(np.median([v[0] for v in votes[k]]))
-            for k in votes
-            if len(k) == 2 and not isinstance(k, str)
+            k: float(np.median([v[0] for v in votes[k]])) for k in votes if len(k) == 2 and not isinstance(k, str)
         }
         self.ranking_ = frame.select(order).sort("score", descending=True, maintain_order=True)
         self.controls_ = pl.DataFrame(noise).sort("score", descending=True) if noise else pl.DataFrame()
@@ -502,9 +492,7 @@ class OutRank(SelectorMixin, BaseEstimator):
             if card > 1:  # codes follow first appearance, so equal codes are equal columns up to renaming
                 digest = hashlib.blake2b(row.tobytes(), digest_size=16).digest()
                 if digest in seen:
-                    found.append(
-                        f"{name} duplicates {seen[digest]} (one determines the other, value by value)"
-                    )
+                    found.append(f"{name} duplicates {seen[digest]} (one determines the other, value by value)")
                 seen.setdefault(digest, name)
         limit = 0.99 * entropy[-1]
         raw = self.scores_ * (self.target_entropy_ if self.normalize == "target-entropy" else 1.0)
@@ -513,21 +501,15 @@ class OutRank(SelectorMixin, BaseEstimator):
                 found.append(f"{name} leaks {self.target_}: it alone determines it")
         if n >= 1000:
             block = (np.arange(n) * 10 // n).astype(np.int32)
-            joint, null = kernel.target_sums(
-                codes[:-1], cards[:-1], block, 10, sums, draws=3, seed=self._seed
-            )
+            joint, null = kernel.target_sums(codes[:-1], cards[:-1], block, 10, sums, draws=3, seed=self._seed)
             moved = sums.value(joint - null.mean(axis=1))
             room = np.minimum(entropy[:-1], math.log(10))
             for name, m, r in zip(self._names, moved, room, strict=True):
                 if r > 0 and m > 0.1 * r:
-                    found.append(
-                        f"{name} drifts: its values change with the row number ({m / r:.0%} of it is told)"
-                    )
+                    found.append(f"{name} drifts: its values change with the row number ({m / r:.0%} of it is told)")
         return found
 
-    def rank_3mr(
-        self, alpha: float = 1.0, beta: float = 1.0, aggregate: str = "median"
-    ) -> list[dict[str, object]]:
+    def rank_3mr(self, alpha: float = 1.0, beta: float = 1.0, aggregate: str = "median") -> list[dict[str, object]]:
         """Order the features by relevance - alpha * redundancy + beta * relation (each scaled to [0, 1]).
 
         Pairs and crosses not counted by ``fit`` are counted now if the codes are held (``mode_``

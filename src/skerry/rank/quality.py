@@ -78,9 +78,7 @@ class ColumnStats:
         self.absent += int(sum(tally[i] for i, v in enumerate(values) if v in self.missing))
         self.bytes += int(text.str.len_bytes().sum() or 0)
         self.numeric += int(
-            tally[
-                pl.Series(values, dtype=pl.String).cast(pl.Float64, strict=False).is_not_null().to_numpy()
-            ].sum()
+            tally[pl.Series(values, dtype=pl.String).cast(pl.Float64, strict=False).is_not_null().to_numpy()].sum()
         )
         return lookup[local]
 

@@ -64,9 +64,7 @@ def order_3mr(
     if aggregate not in _AGGREGATES:
         raise ParameterError(f"aggregate={aggregate!r}: use one of {', '.join(sorted(_AGGREGATES))}")
     together = _AGGREGATES[aggregate]
-    relevance, redundancy, relation = (
-        np.asarray(a, dtype=np.float64) for a in (relevance, redundancy, relation)
-    )
+    relevance, redundancy, relation = (np.asarray(a, dtype=np.float64) for a in (relevance, redundancy, relation))
     left = np.arange(len(names))
     chosen: list[int] = []
     steps = []

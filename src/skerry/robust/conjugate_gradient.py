@@ -188,9 +188,7 @@ def _wolfe(x, d, ray, residual, value, nonsmooth, rho, guess) -> float:
         point, gradient = x + t * d, ray(t)
         s = residual(point, gradient)
         move = -rho * s
-        level = (
-            value(point) + float(gradient @ move) + float(move @ move) / (2 * rho) + nonsmooth(point + move)
-        )
+        level = value(point) + float(gradient @ move) + float(move @ move) / (2 * rho) + nonsmooth(point + move)
         h = 1e-6 * max(guess, 1e-12)
         bend = (ray(t + h) - gradient) / h  # Hessian times d
         return level, float(s @ (d - rho * bend))

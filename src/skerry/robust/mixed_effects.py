@@ -28,9 +28,7 @@ __all__ = ["QGaussianMixedModel", "q_gaussian_logpdf"]
 _LOW, _HIGH = 0.5, 200.0  # range of the estimated degrees of freedom
 
 
-def q_gaussian_logpdf(
-    distance: ArrayLike, log_det: ArrayLike, dimension: ArrayLike, df: float
-) -> NDArray[np.float64]:
+def q_gaussian_logpdf(distance: ArrayLike, log_det: ArrayLike, dimension: ArrayLike, df: float) -> NDArray[np.float64]:
     """Log-density of the q-Gaussian with ``df = 2 / (q - 1) - dimension`` degrees of freedom.
 
     Parameters
@@ -52,12 +50,7 @@ def q_gaussian_logpdf(
     if df > 1e8:  # the difference of the gamma terms has no digits left there
         return -0.5 * (d * np.log(2 * np.pi) + log_det + distance)
     half = 0.5 * (df + d)
-    return (
-        gammaln(half)
-        - gammaln(0.5 * df)
-        - 0.5 * (d * np.log(df * np.pi) + log_det)
-        - half * np.log1p(distance / df)
-    )
+    return gammaln(half) - gammaln(0.5 * df) - 0.5 * (d * np.log(df * np.pi) + log_det) - half * np.log1p(distance / df)
 
 
 class QGaussianMixedModel(RegressorMixin, BaseEstimator):
@@ -216,16 +209,12 @@ class QGaussianMixedModel(RegressorMixin, BaseEstimator):
             scale2 = max(float(w @ distances(b, ratio)) / n, 1e-12)
             now = better((b, scale2, ratio, df), now)
             if grouped:
-                now = better(
-                    _line(lambda v, k=now: (k[0], k[1], np.exp(v), k[3]), objective, -12.0, 8.0), now
-                )
+                now = better(_line(lambda v, k=now: (k[0], k[1], np.exp(v), k[3]), objective, -12.0, 8.0), now)
                 if now[2] < 1e-4:
                     now = better((now[0], now[1], 0.0, now[3]), now)
             if not joint and self.df is None:
                 span = np.log([_LOW, _HIGH])
-                now = better(
-                    _line(lambda v, k=now: (k[0], k[1], k[2], float(np.exp(v))), objective, *span), now
-                )
+                now = better(_line(lambda v, k=now: (k[0], k[1], k[2], float(np.exp(v))), objective, *span), now)
             history.append(objective(*now))
             if len(history) > 1 and history[-2] - history[-1] < self.tol:
                 break

@@ -68,9 +68,7 @@ def penalty_value(
         return alpha * size
     if penalty == "scad":
         middle = (2 * a * alpha * size - size**2 - alpha**2) / (2 * (a - 1))
-        return np.where(
-            size <= alpha, alpha * size, np.where(size <= a * alpha, middle, alpha**2 * (a + 1) / 2)
-        )
+        return np.where(size <= alpha, alpha * size, np.where(size <= a * alpha, middle, alpha**2 * (a + 1) / 2))
     return np.where(size <= gamma * alpha, alpha * size - size**2 / (2 * gamma), gamma * alpha**2 / 2)
 
 

@@ -92,9 +92,7 @@ def _largest(A: NDArray) -> float:
     return 1.01 * new
 
 
-def solve(
-    problem, alpha, start, solver="accelerated", tol=1e-6, max_iter=5000, line_search="root", trace=None
-):
+def solve(problem, alpha, start, solver="accelerated", tol=1e-6, max_iter=5000, line_search="root", trace=None):
     """Minimise ``problem`` at ``alpha`` from ``start``; return (coefficients, steps, converged).
 
     ``trace``, a list, receives the objective after every step. Stationary: ``max |G| < tol``, with ``G`` the
@@ -329,9 +327,7 @@ class _Sparse(BaseEstimator):
             folds = min(folds, int(np.bincount(y.astype(int)).min()))
             if folds < 2:
                 return len(alphas) - 1
-        splitter = (StratifiedKFold if logistic else KFold)(
-            folds, shuffle=True, random_state=self.random_state
-        )
+        splitter = (StratifiedKFold if logistic else KFold)(folds, shuffle=True, random_state=self.random_state)
         errors = []
         for train, test in splitter.split(X, y.astype(int) if logistic else y):
             part = _Path(X[train], y[train], params, scale)

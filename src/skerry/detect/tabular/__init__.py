@@ -5,16 +5,13 @@ from skerry.core.lazy import lazy_package
 _HOME = "skerry.detect.tabular."
 NAMES = {
     "AutoEncoder": _HOME + "autoencoder",
-    "AutoOD": _HOME + "autood",
     "CBLOF": _HOME + "cblof",
     "COPOD": _HOME + "copod",
     "ECOD": _HOME + "ecod",
     "Ensemble": _HOME + "ensemble",
     "HBOS": _HOME + "hbos",
-    "INNE": _HOME + "inne",
     "IsolationForest": _HOME + "isolation_forest",
     "KNN": _HOME + "knn",
-    "LODA": _HOME + "loda",
     "LOF": _HOME + "lof",
     "MeanShift": _HOME + "mean_shift",
     "MeanShiftDistance": _HOME + "mean_shift_distance",

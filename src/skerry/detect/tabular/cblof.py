@@ -65,9 +65,7 @@ class CBLOF(Detector):
         "use_weights": ["boolean"],
     }
 
-    def __init__(
-        self, n_clusters=8, alpha=0.9, beta=5.0, use_weights=False, threshold="auto", random_state=None
-    ):
+    def __init__(self, n_clusters=8, alpha=0.9, beta=5.0, use_weights=False, threshold="auto", random_state=None):
         self.n_clusters = n_clusters
         self.alpha = alpha
         self.beta = beta

@@ -27,7 +27,7 @@ from skerry.detect.tabular.robust_covariance import RobustCovariance
 __all__ = ["Ensemble"]
 
 CLIP = 20.0  # interquartile ranges
-SCALE_ROWS = 20_000  # training rows that set each member's median and interquartile range
+SCALE_ROWS = 4_096  # training rows that set each member's median and interquartile range
 
 
 class Ensemble(Detector):
@@ -81,7 +81,10 @@ class Ensemble(Detector):
             detector = clone(member)
             if "random_state" in detector.get_params(deep=False) and detector.random_state is None:
                 detector.set_params(random_state=int(rng.randint(2**31 - 1)))
-            detector.fit(X)
+            detector._check_parameters()
+            detector._fit(X)  # without a threshold of its own: that would score all rows once more
+            detector.n_features_in_ = X.shape[1]
+            detector.feature_medians_ = np.median(sample, axis=0)
             s = detector._score(sample)
             q1, median, q3 = np.quantile(s, [0.25, 0.5, 0.75])
             spread = q3 - q1 if q3 > q1 else s.std()
@@ -103,7 +106,7 @@ class Ensemble(Detector):
         parts = np.maximum(self._parts(X), 0.0) / len(self.detectors_)
         out = np.zeros(X.shape)
         for weight, detector in zip(parts, self.detectors_, strict=True):
-            shares = np.maximum(detector.explain(X), 0.0)
+            shares = np.maximum(detector._explain(X), 0.0)
             total = shares.sum(axis=1)
             shares /= np.where(total > 0, total, 1.0)[:, None]
             out += shares * weight[:, None]

@@ -51,10 +51,10 @@ class TableModel(BaseEstimator):
     Examples
     --------
     >>> import polars as pl
-    >>> frame = pl.DataFrame({"amount": [*range(40), 900], "shop": ["a", "b"] * 20 + ["a"]})
-    >>> model = TableModel("ecod").fit(frame)
+    >>> frame = pl.DataFrame({"amount": [i % 20 for i in range(60)] + [900]})
+    >>> model = TableModel("pca").fit(frame)
     >>> int(model.anomaly_score(frame).argmax())
-    40
+    60
     """
 
     def __init__(
@@ -109,9 +109,7 @@ class TableModel(BaseEstimator):
             out[column] = out[column] + by_feature[:, j] if column in out else by_feature[:, j]
         return out
 
-    def reasons(
-        self, frame: pl.DataFrame, X: NDArray[np.float64]
-    ) -> tuple[list[tuple[str, ...]], dict[str, float]]:
+    def reasons(self, frame: pl.DataFrame, X: NDArray[np.float64]) -> tuple[list[tuple[str, ...]], dict[str, float]]:
         """Return the reasons of each row, and the summed positive contribution of each column."""
         parts = self.contributions(X)
         columns = list(parts)
@@ -122,11 +120,7 @@ class TableModel(BaseEstimator):
         for i, best in enumerate(order):
             top = matrix[i, best[0]]
             worded.append(
-                tuple(
-                    self.encoder_.reason(columns[j], values[columns[j]][i])
-                    for j in best
-                    if matrix[i, j] > 0.1 * top
-                )
+                tuple(self.encoder_.reason(columns[j], values[columns[j]][i]) for j in best if matrix[i, j] > 0.1 * top)
             )
         share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), np.finfo(float).tiny)
         return worded, dict(zip(columns, share.sum(axis=0).tolist(), strict=True))
@@ -390,9 +384,7 @@ class _RowWriter:
         self._header = True
         return self
 
-    def write(
-        self, start: int, s: NDArray, p: NDArray, flagged: NDArray, text: dict[int, tuple[str, ...]]
-    ) -> None:
+    def write(self, start: int, s: NDArray, p: NDArray, flagged: NDArray, text: dict[int, tuple[str, ...]]) -> None:
         import polars as pl
 
         rows = np.arange(start, start + s.size)

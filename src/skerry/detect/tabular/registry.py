@@ -21,13 +21,10 @@ DETECTORS: dict[str, str] = {
     "copod": "COPOD",
     "pca": "PCA",
     "robust-covariance": "RobustCovariance",
-    "inne": "INNE",
     "cblof": "CBLOF",
-    "loda": "LODA",
     "reference-neighbours": "ReferenceNeighbours",
     "mean-shift-distance": "MeanShiftDistance",
     "autoencoder": "AutoEncoder",
-    "autood": "AutoOD",
 }
 
 

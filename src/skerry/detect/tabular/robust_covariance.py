@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import gammainc, gammaincinv
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
+from threadpoolctl import threadpool_limits
 
 from skerry.core.detector import Detector
 from skerry.core.threshold import Threshold
@@ -28,6 +29,7 @@ MAX_STEPS = 30
 FLAT = 1e-4  # smallest eigenvalue, as a share of the mean one; less lets seeds disagree on discrete columns
 FAR = 1e70  # standardised values are held within +-FAR, so that squares stay finite
 BLOCK_VALUES = 1 << 19
+SMALL_WIDTH = 200  # columns below which one BLAS thread is faster
 
 
 class RobustCovariance(Detector):
@@ -79,9 +81,7 @@ class RobustCovariance(Detector):
     True
     """
 
-    _parameter_constraints: dict[str, list[Any]] = {
-        "support_fraction": [Interval(Real, 0, 1, closed="right"), None]
-    }
+    _parameter_constraints: dict[str, list[Any]] = {"support_fraction": [Interval(Real, 0, 1, closed="right"), None]}
 
     def __init__(
         self,
@@ -95,6 +95,11 @@ class RobustCovariance(Detector):
         self.random_state = random_state
 
     def _fit(self, X: NDArray) -> None:
+        # many small products: on more threads BLAS would spend its time waiting
+        with threadpool_limits(1 if X.shape[1] < SMALL_WIDTH else None, user_api="blas"):
+            self._estimate(X)
+
+    def _estimate(self, X: NDArray) -> None:
         rng = check_random_state(self.random_state)
         n, d = X.shape
         if n > FIT_ROWS:
