@@ -21,8 +21,6 @@ __all__ = ["STUDIES", "compare", "plain", "run_study", "to_markdown"]
 
 STUDIES: dict[str, str] = {
     "apre-mss": "autoencoder losses and mean-shift scoring on labelled tables",
-    "autood": "curiosity-guided search of a detector against random search",
-    "beta-rank": "filter pruning criteria on long-tailed images",
     "conformal": "measured false discovery rate of conformal thresholds",
     "outrank": "cardinality-aware ranking beside the published package",
     "robust-high-dimensional": "screening, nonconvex regression and mixed models",
