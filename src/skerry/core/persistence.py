@@ -236,7 +236,7 @@ def _build(cls: type, tree: Any, arrays: _Arrays, depth: int) -> Any:
         return cls(**state)
     if any(callable(getattr(cls, name, None)) for name in state):
         raise ModelError(f"{cls.__name__} has a state that covers a method")
-    obj = object.__new__(cls)
+    obj: Any = object.__new__(cls)
     obj.__setstate__(state)
     return obj
 

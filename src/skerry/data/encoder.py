@@ -110,7 +110,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
                 if feature in self.feature_column_:
                     raise DataError(f"column {name!r} makes the feature {feature!r}, which exists; rename the column")
                 self.feature_column_[feature] = name
-                weighted.append(plan["kind"] == "few" and len(features) > 1)
+                weighted.append(plan["kind"] == "few" or feature.endswith(" is missing"))
             self.plan_[name] = plan
             self.report_.append(
                 ColumnReport(

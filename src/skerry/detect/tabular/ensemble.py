@@ -43,6 +43,9 @@ class Ensemble(Detector):
     Attributes
     ----------
     detectors_ : list of fitted Detector
+    columns_ : list of ndarray of int
+        Columns that each member sees: all, but for robust covariance only those of more than two values, since a
+        scatter has no scale along a switch that most rows leave off.
     location_, scale_ : ndarray of shape (number of detectors,)
 
     Notes
@@ -76,16 +79,19 @@ class Ensemble(Detector):
             rows = np.sort(rng.choice(len(X), SCALE_ROWS, replace=False))
         sample = np.ascontiguousarray(X[rows])
         self.detectors_: list[Detector] = []
+        self.columns_: list[NDArray[np.int64]] = []
         self.location_, self.scale_ = np.empty(len(members)), np.empty(len(members))
         for i, member in enumerate(members):
             detector = clone(member)
             if "random_state" in detector.get_params(deep=False) and detector.random_state is None:
                 detector.set_params(random_state=int(rng.randint(2**31 - 1)))
+            columns = _many_valued(sample) if isinstance(detector, RobustCovariance) else np.arange(X.shape[1])
+            self.columns_.append(columns)
             detector._check_parameters()
-            detector._fit(X)  # without a threshold of its own: that would score all rows once more
-            detector.n_features_in_ = X.shape[1]
-            detector.feature_medians_ = np.median(sample, axis=0)
-            s = detector._score(sample)
+            detector._fit(_take(X, columns))  # without a threshold of its own: that would score all rows once more
+            detector.n_features_in_ = columns.size
+            detector.feature_medians_ = np.median(sample[:, columns], axis=0)
+            s = detector._score(_take(sample, columns))
             q1, median, q3 = np.quantile(s, [0.25, 0.5, 0.75])
             spread = q3 - q1 if q3 > q1 else s.std()
             self.location_[i], self.scale_[i] = median, max(spread, 1e-12 * max(1.0, abs(median)))
@@ -94,7 +100,7 @@ class Ensemble(Detector):
     def _parts(self, X: NDArray) -> NDArray[np.float64]:
         parts = np.empty((len(self.detectors_), len(X)))
         for i, detector in enumerate(self.detectors_):
-            z = (detector._score(X) - self.location_[i]) / self.scale_[i]
+            z = (detector._score(_take(X, self.columns_[i])) - self.location_[i]) / self.scale_[i]
             excess = np.maximum(np.abs(z) - CLIP, 0.0)
             parts[i] = np.clip(z, -CLIP, CLIP) + np.sign(z) * 1e-3 * np.log1p(excess)
         return parts
@@ -105,9 +111,20 @@ class Ensemble(Detector):
     def _explain(self, X: NDArray) -> NDArray[np.float64]:
         parts = np.maximum(self._parts(X), 0.0) / len(self.detectors_)
         out = np.zeros(X.shape)
-        for weight, detector in zip(parts, self.detectors_, strict=True):
-            shares = np.maximum(detector._explain(X), 0.0)
+        for weight, detector, columns in zip(parts, self.detectors_, self.columns_, strict=True):
+            shares = np.maximum(detector._explain(_take(X, columns)), 0.0)
             total = shares.sum(axis=1)
             shares /= np.where(total > 0, total, 1.0)[:, None]
-            out += shares * weight[:, None]
+            out[:, columns] += shares * weight[:, None]
         return out
+
+
+def _many_valued(sample: NDArray) -> NDArray[np.int64]:
+    """Return the columns with more than two distinct values, or all where none has."""
+    low, high = sample.min(axis=0), sample.max(axis=0)
+    found = np.flatnonzero(((sample > low) & (sample < high)).any(axis=0))
+    return found if found.size else np.arange(sample.shape[1])
+
+
+def _take(X: NDArray, columns: NDArray[np.int64]) -> NDArray:
+    return X if columns.size == X.shape[1] else np.ascontiguousarray(X[:, columns])
