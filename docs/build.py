@@ -5,7 +5,9 @@ A broken link, a Python block that fails or a command that is unknown ends the b
 
 from __future__ import annotations
 
+import contextlib
 import html
+import io
 import os
 import re
 import sys
@@ -66,7 +68,8 @@ def check(page: Path, text: str, pages: set[str]) -> list[str]:
     names: dict[str, object] = {}
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.S):
         try:
-            exec(compile(block, page.name, "exec"), names)
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(block, page.name, "exec"), names)
         except Exception as error:
             wrong.append(f"{page.name}: its Python fails: {type(error).__name__}: {error}")
     from skerry.app.cli import app

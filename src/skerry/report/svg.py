@@ -25,7 +25,7 @@ def _ticks(low: float, high: float, n: int = 5) -> list[float]:
     step = 10.0 ** np.floor(np.log10(span / n))
     step *= next(m for m in (1, 2, 5, 10) if span / (step * m) <= n)
     first = np.ceil(low / step) * step
-    return [float(v) for v in np.arange(first, high + step * 1e-9, step)]
+    return [float(v) + 0.0 for v in np.arange(first, high + step * 1e-9, step)]  # no "-0"
 
 
 def _frame(label: str, body: str, x_label: str, y_label: str, height: int = HEIGHT) -> str:
