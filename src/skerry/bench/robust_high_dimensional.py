@@ -80,7 +80,7 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
             }
             for r in rows
         ]
-    checks = _checks(screening, descent, recovery, kept)
+    checks = _checks(screening, descent, recovery, kept, small, size["strengths"])
     p = max(size["columns"])
     notes += [
         f"The mixed models (p = {p} in the main table) use, per method and kind of data, the strength of "
@@ -90,6 +90,7 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
         "not break down; scattered rows are what it cannot absorb.",
         "The joint likelihood is the manuscript's model; its coefficients are the Gaussian ones.",
         *(f"Not met: {c['expectation']} ({c['measured']})" for c in checks if c["met"] == "no"),
+        *(f"Undecided: {c['expectation']} ({c['measured']})" for c in checks if c["met"] == "undecided"),
     ]
     return {
         "title": "Robust high-dimensional analysis",
@@ -102,7 +103,7 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
             "Mixed model": mixed,
             "Mixed model without penalty, 20 columns": small,
         },
-        "claim": _claim(screening, descent, recovery, kept, p),
+        "claim": _claim(screening, descent, recovery, small),
         "notes": notes,
     }
 
@@ -323,7 +324,7 @@ def _pick(rows, key, value, data=None):
     return next(r for r in rows if r[key] == value and (data is None or r["data"] == data))
 
 
-def _checks(screening, descent, recovery, mixed):
+def _checks(screening, descent, recovery, mixed, small, strengths):
     """What the brief of this study expected, and what came out."""
     kde = _pick(screening, "estimator", "skerry fftkde")
     knn = _pick(screening, "estimator", "skerry knn")
@@ -368,19 +369,31 @@ def _checks(screening, descent, recovery, mixed):
     plain = _pick(recovery, "method", "skerry SCAD, squared", spoilt)["L2 error"]
     huber = _pick(recovery, "method", "skerry SCAD, Huber", spoilt)["L2 error"]
     check("Huber loss better than squared on contaminated y", huber < plain, f"{huber:.3f} against {plain:.3f}")
+    names = ("skerry clustered, random intercept", "skerry joint, random intercept")
+    ours, joint = (_pick(small, "method", m, MOVED[2])["L2 error"] for m in names)
+    check(
+        f"clustered model better than joint, no penalty, {MOVED[2]}",
+        ours < joint,
+        f"{ours:.3f} against {joint:.3f}",
+    )
+    edges = (min(strengths), max(strengths))
     for kind in MOVED[1:]:
         for effect in ("no random effect", "random intercept"):
-            ours = _pick(mixed, "method", f"clustered, {effect}", kind)["L2 error"]
-            joint = _pick(mixed, "method", f"joint, {effect}", kind)["L2 error"]
+            pair = [_pick(mixed, "method", f"{m}, {effect}", kind) for m in ("clustered", "joint")]
+            ours, joint = (r["L2 error"] for r in pair)
             check(
                 f"clustered model better than joint, {effect}, {kind}",
                 ours < joint,
                 f"{ours:.3f} against {joint:.3f}",
             )
+            if any(r["strength"] in edges for r in pair):
+                # a best strength at an end of the grid is not known to be the best: no verdict
+                rows[-1]["met"] = "undecided"
+                rows[-1]["measured"] += "; best strength at an end of the grid"
     return rows
 
 
-def _claim(screening, descent, recovery, mixed, p):
+def _claim(screening, descent, recovery, small):
     kde = _pick(screening, "estimator", "skerry fftkde")
     spoilt = "5 % of y shifted by 20"
     plain, huber, lasso = (
@@ -391,7 +404,7 @@ def _claim(screening, descent, recovery, mixed, p):
     clean_lasso = _pick(recovery, "method", "scikit-learn LassoCV", "clean")
     scattered = MOVED[2]
     ours, joint = (
-        _pick(mixed, "method", f"{m}, random intercept", scattered)["L2 error"] for m in ("clustered", "joint")
+        _pick(small, "method", f"skerry {m}, random intercept", scattered)["L2 error"] for m in ("clustered", "joint")
     )
     steps = " / ".join(str(r["steps to 1e-3"]) for r in descent)
     return (
@@ -399,5 +412,5 @@ def _claim(screening, descent, recovery, mixed, p):
         f"({kde['ms per column']:.1f} ms per column); proximal / accelerated gradient / proximal CG need {steps} "
         f"steps; SCAD's L2 error is {clean['L2 error']:.2f} (lasso {clean_lasso['L2 error']:.2f}) on clean data "
         f"and {plain:.2f} (Huber {huber:.2f}, lasso {lasso:.2f}) with 5 % of y shifted; with a tenth of the "
-        f"clusters scattered the clustered mixed model errs by {ours:.2f}, the joint one by {joint:.2f} (p = {p})."
+        f"clusters scattered and no penalty the clustered mixed model errs by {ours:.2f}, the joint one by {joint:.2f} (p = 20)."
     )
