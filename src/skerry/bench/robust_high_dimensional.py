@@ -412,5 +412,6 @@ def _claim(screening, descent, recovery, small):
         f"({kde['ms per column']:.1f} ms per column); proximal / accelerated gradient / proximal CG need {steps} "
         f"steps; SCAD's L2 error is {clean['L2 error']:.2f} (lasso {clean_lasso['L2 error']:.2f}) on clean data "
         f"and {plain:.2f} (Huber {huber:.2f}, lasso {lasso:.2f}) with 5 % of y shifted; with a tenth of the "
-        f"clusters scattered and no penalty the clustered mixed model errs by {ours:.2f}, the joint one by {joint:.2f} (p = 20)."
+        f"clusters scattered and no penalty the clustered mixed model errs by {ours:.2f}, "
+        f"the joint one by {joint:.2f} (p = 20)."
     )
