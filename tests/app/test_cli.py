@@ -83,7 +83,7 @@ GOOD = "a,b\n" + "".join(f"{i % 7},{(i * 37) % 11}\n" for i in range(60))
         ("missing.csv", "a\nNA\nNA\n", "no column is left"),
         ("unknown.xyz", "a,b\n1,2\n", "unknown kind"),
         ("bad.parquet", "PAR1 nothing", "not a whole Parquet file"),
-        ("bad.npy", "nothing", "not a plain .npy"),
+        ("bad.npy", "nothing", "not a whole .npy"),
         ("bad.npz", "nothing", "not a whole .npz"),
         ("bad.jsonl", "{a:1\n", "not JSON lines"),
     ],

@@ -10,6 +10,7 @@ import glob
 import gzip
 import io
 import math
+import re
 import sys
 import tempfile
 import weakref
@@ -365,11 +366,6 @@ def _csv_table(path: Path, packed: bool, separator: str | None, name: str | None
         raise DataError(f"{name}: has a header but no rows")
     # a row must fit in a block
     block = max(1 << 22, 4 * max(map(len, head.splitlines())))
-    bad: list[Any] = []
-
-    def on_bad(row: Any) -> str:
-        bad.append(row)
-        return "error"
 
     def stream(types: dict[str, Any]) -> Iterator[pl.DataFrame]:
         reader = None
@@ -380,7 +376,7 @@ def _csv_table(path: Path, packed: bool, separator: str | None, name: str | None
                 read_options=pa_csv.ReadOptions(
                     column_names=header, skip_rows=1, block_size=block, encoding=encoding, use_threads=True
                 ),
-                parse_options=pa_csv.ParseOptions(delimiter=sep, newlines_in_values=True, invalid_row_handler=on_bad),
+                parse_options=pa_csv.ParseOptions(delimiter=sep, newlines_in_values=True),
                 convert_options=pa_csv.ConvertOptions(
                     null_values=MISSING_TEXT,
                     strings_can_be_null=True,
@@ -393,15 +389,17 @@ def _csv_table(path: Path, packed: bool, separator: str | None, name: str | None
                 if batch.num_rows:
                     yield pl.from_arrow(pa.Table.from_batches([batch]))
         except pa.ArrowInvalid as error:
-            if bad:
-                row = bad[0]
-                where = f"row {row.number - 2}" if row.number else "a row"
+            # (a handler of invalid rows would be called on the reader's own thread, which may outlive the interpreter)
+            ragged = re.search(r"(?:Row #(\d+): )?Expected (\d+) columns, got (\d+)", str(error))
+            if ragged:
+                where = f"row {int(ragged[1]) - 2}" if ragged[1] else "a row"
                 raise DataError(
-                    f"{name}: {where} has {row.actual_columns} fields, {row.expected_columns} expected; "
-                    "check quoting and separator"
+                    f"{name}: {where} has {ragged[3]} fields, {ragged[2]} expected; check quoting and separator"
                 ) from None
             raise DataError(f"{name}: {_first_line(error)}") from None
         finally:
+            if reader is not None:
+                reader.close()
             source.close()
 
     try:
@@ -423,8 +421,6 @@ def _settled_types(stream: Callable[[dict], Iterator], header: list[str]) -> tup
 
     Widening goes integer -> float -> text, one column an attempt, as the reader names them in its error.
     """
-    import re
-
     import polars as pl
     import pyarrow as pa
 
