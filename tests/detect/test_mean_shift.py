@@ -119,8 +119,8 @@ def test_a_row_does_not_depend_on_its_batch_and_models_travel(table, tmp_path):
     model = MeanShift(KNN()).fit(table)
     before = pickle.dumps(model)
     whole = model.anomaly_score(table)
-    alone = np.concatenate([model.anomaly_score(table[i : i + 1]) for i in range(len(table))])
-    np.testing.assert_allclose(alone, whole, rtol=1e-9, atol=1e-12)
+    alone = np.concatenate([model.anomaly_score(table[i : i + 1]) for i in range(0, len(table), 9)])
+    np.testing.assert_allclose(alone, whole[::9], rtol=1e-9, atol=1e-12)
     assert pickle.dumps(model) == before
     np.testing.assert_array_equal(pickle.loads(before).anomaly_score(table), whole)
     save(model, tmp_path / "m.skerry")

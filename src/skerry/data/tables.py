@@ -227,7 +227,10 @@ def _open_path(text: str, separator: str | None, form: str | None) -> Table:
     kind = (suffixes[-2] if packed and len(suffixes) > 1 else suffixes[-1]) if suffixes else ""
     kind = f".{form}" if form else kind
     if kind in CSV_KINDS:
-        return _csv_table(path, packed, separator)
+        if packed:
+            with io.BufferedReader(_Guarded(path, text), 1 << 20) as stream:
+                return _spooled_csv(stream, separator, text)
+        return _csv_table(path, separator, text)
     if kind in (".jsonl", ".ndjson", ".json"):
         return _json_table(path, packed)
     if kind in (".parquet", ".pq"):
@@ -242,20 +245,26 @@ def _open_path(text: str, separator: str | None, form: str | None) -> Table:
 
 
 def _open_stdin(separator: str | None) -> Table:
+    return _spooled_csv(sys.stdin.buffer, separator, "standard input")
+
+
+def _spooled_csv(stream: Any, separator: str | None, name: str) -> Table:
+    """Read CSV from a stream that can be read only once, or is packed, through a temporary file.
+
+    Arrow would read a Python file on a thread of its own, which on an error may outlive the interpreter.
+    """
     spool = tempfile.NamedTemporaryFile(suffix=".csv", delete=False)
-    with spool:
-        size = 0
-        while size <= MAX_UNPACKED and (data := sys.stdin.buffer.read(1 << 20)):
-            size += spool.write(data)
     path = Path(spool.name)
-    if size > MAX_UNPACKED:
-        path.unlink()
-        raise DataError(f"standard input: more than {MAX_UNPACKED >> 30} GiB came; give a file instead")
-    if path.stat().st_size == 0:
-        path.unlink()
-        raise DataError("standard input: nothing came")
     try:
-        table = _csv_table(path, False, separator, name="standard input")
+        with spool:
+            size = 0
+            while size <= MAX_UNPACKED and (data := stream.read(1 << 20)):
+                size += spool.write(data)
+        if size > MAX_UNPACKED:
+            raise DataError(f"{name}: more than {MAX_UNPACKED >> 30} GiB came; give a plain file instead")
+        if size == 0:
+            raise DataError(f"{name}: nothing came" if stream is sys.stdin.buffer else f"{name}: the file is empty")
+        table = _csv_table(path, separator, name)
     except BaseException:
         path.unlink()
         raise
@@ -325,16 +334,15 @@ def _sniff(head: str, notes: list[str]) -> str:
     return best
 
 
-def _csv_table(path: Path, packed: bool, separator: str | None, name: str | None = None) -> Table:
+def _csv_table(path: Path, separator: str | None, name: str) -> Table:
     import csv
 
     import polars as pl
     import pyarrow as pa
     from pyarrow import csv as pa_csv
 
-    name = name or str(path)
     notes: list[str] = []
-    with io.BufferedReader(_open_text(path, packed, name), 1 << 20) if packed else path.open("rb") as file:
+    with path.open("rb") as file:
         raw = file.read(1 << 20)
     if not raw.strip():
         raise DataError(f"{name}: the file is empty")
@@ -369,10 +377,10 @@ def _csv_table(path: Path, packed: bool, separator: str | None, name: str | None
 
     def stream(types: dict[str, Any]) -> Iterator[pl.DataFrame]:
         reader = None
-        source = _open_text(path, packed, name)
+        source = pa.OSFile(str(path))
         try:
             reader = pa_csv.open_csv(
-                pa.PythonFile(source, mode="r") if packed else source,
+                source,
                 read_options=pa_csv.ReadOptions(
                     column_names=header, skip_rows=1, block_size=block, encoding=encoding, use_threads=True
                 ),
@@ -389,7 +397,6 @@ def _csv_table(path: Path, packed: bool, separator: str | None, name: str | None
                 if batch.num_rows:
                     yield pl.from_arrow(pa.Table.from_batches([batch]))
         except pa.ArrowInvalid as error:
-            # (a handler of invalid rows would be called on the reader's own thread, which may outlive the interpreter)
             ragged = re.search(r"(?:Row #(\d+): )?Expected (\d+) columns, got (\d+)", str(error))
             if ragged:
                 where = f"row {int(ragged[1]) - 2}" if ragged[1] else "a row"
