@@ -21,7 +21,7 @@ from skerry.core.metrics import average_precision, roc_auc
 from skerry.detect.tabular.registry import DETECTORS, make_detector
 
 MAX_ROWS = 10_000
-BUDGET_SECONDS = 60.0  # CPU seconds for one fit; a peer over it on some table is left out of the rest
+BUDGET_SECONDS = 20.0  # CPU seconds for one fit; a peer over it on some table is left out of the rest
 SEEDED = {
     "ensemble",
     "isolation-forest",
