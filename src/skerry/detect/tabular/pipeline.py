@@ -152,7 +152,8 @@ def find_outliers(
     detector, threshold, random_state
         As in :class:`TableModel`.
     label : str, optional
-        A 0/1 column kept out of the features; metrics against it are reported.
+        A 0/1 column kept out of the features; metrics against it are reported. The array ``y`` of an ``.npz`` is
+        taken as one.
     reference : path or table, optional
         Rows known to be normal: the detector is fitted and calibrated on them instead of on ``source``.
     model : TableModel, optional
@@ -185,7 +186,10 @@ def find_outliers(
     table = open_table(source)
     if label is not None and label not in table.columns:
         raise DataError(f"{table.name}: no label column {label!r}; columns are {', '.join(table.columns[:20])}")
-    notes = list(getattr(table, "notes", []))
+    notes = list(table.notes)
+    if label is None and str(source).endswith(".npz") and "y" in table.columns:
+        label = "y"
+        notes.append("the array y was taken as the label and kept out of the features")
     if model is None:
         fitted_on = table if reference is None else open_table(reference)
         frame = _fitting_sample(fitted_on, sample_rows, random_state, notes)
