@@ -83,3 +83,15 @@ def test_reasons_speak_of_the_data():
 def test_nothing_left_is_told(values):
     with pytest.raises(DataError, match="no column is left to work with"):
         TableEncoder().fit(pl.DataFrame({"a": pl.Series(values, dtype=pl.Float64)}))
+
+
+def test_a_row_counter_is_left_out_of_a_sample_too():
+    import numpy as np
+    import polars as pl
+
+    rng = np.random.default_rng(0)
+    rows = np.sort(rng.choice(10_000, 500, replace=False))
+    frame = pl.DataFrame({"id": rows + 7, "back": 20_000 - rows, "value": rng.normal(size=500)})
+    encoder = TableEncoder().fit(frame, positions=rows)
+    assert [r.kind for r in encoder.report_] == ["identifier", "identifier", "numeric"]
+    assert TableEncoder().fit(frame).report_[0].kind == "numeric"  # where the places are not known, it stays

@@ -89,8 +89,12 @@ class TableEncoder(TransformerMixin, BaseEstimator):
     (4, 4)
     """
 
-    def fit(self, X: Any, y: Any = None) -> Self:
-        """Learn from a polars frame (or anything :func:`open_table` reads); ``y`` is ignored."""
+    def fit(self, X: Any, y: Any = None, positions: NDArray[np.int64] | None = None) -> Self:
+        """Learn from a polars frame (or anything :func:`open_table` reads); ``y`` is ignored.
+
+        ``positions``, of shape (n,), are the rows' places in the table that they were sampled from: a column that
+        counts the rows is then known by its steps, whatever the sample skipped.
+        """
         frame = _frame(X)
         if frame.height == 0:
             raise DataError("the table has no rows")
@@ -101,6 +105,8 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         weighted: list[bool] = []
         for name in frame.columns:
             plan = _plan(frame[name])
+            if _counts_rows(frame[name], positions):
+                plan = _drop("identifier", 0, frame.height, "counts the rows")
             if plan["kind"] in ("numeric", "boolean", "few", "many", "date"):
                 twin = _twin(frame, name, seen)
                 if twin is not None:
@@ -269,6 +275,15 @@ def _plan(s: pl.Series) -> dict[str, Any]:
     return _numeric(s, note)
 
 
+def _counts_rows(s: pl.Series, positions: NDArray[np.int64] | None) -> bool:
+    """Say whether an integer column goes up or down by one from row to row."""
+    if not s.dtype.is_integer() or len(s) < 20 or s.null_count():
+        return False
+    places = np.arange(len(s)) if positions is None else positions
+    steps = np.diff(_values(s))
+    return bool(np.all(steps == np.diff(places)) or np.all(steps == -np.diff(places)))
+
+
 def _drop(label: str, n_missing: int, n_unique: int, note: str = "") -> dict[str, Any]:
     return {
         "kind": "drop",
@@ -297,9 +312,6 @@ def _numeric(s: pl.Series, note: str) -> dict[str, Any]:
     n_unique = int(np.unique(x[~missing]).size)
     if n_unique == 1 and not n_missing:
         return _drop("constant", 0, 1, f"always {_show(float(present[0]))}")
-    steps = np.diff(x) if s.dtype.is_integer() and not n_missing else np.zeros(1)
-    if s.dtype.is_integer() and x.size >= 20 and n_unique == x.size and (np.all(steps == 1) or np.all(steps == -1)):
-        return _drop("identifier", 0, n_unique, "counts the rows")
     if infinite.any():
         note = "; ".join(filter(None, [note, f"{int(infinite.sum())} infinities became the extreme finite value"]))
     if np.abs(present).max() > CLIP:

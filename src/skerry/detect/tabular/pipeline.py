@@ -67,13 +67,16 @@ class TableModel(BaseEstimator):
         self.threshold = threshold
         self.random_state = random_state
 
-    def fit(self, frame: pl.DataFrame, y: Any = None) -> Self:
-        """Learn encoding, scale and detector from ``frame``; ``y`` is ignored."""
+    def fit(self, frame: pl.DataFrame, y: Any = None, positions: NDArray[np.int64] | None = None) -> Self:
+        """Learn encoding, scale and detector from ``frame``; ``y`` is ignored.
+
+        ``positions`` are the rows' places in the table that ``frame`` was sampled from.
+        """
         from sklearn.base import clone
 
         from skerry.data.encoder import TableEncoder
 
-        self.encoder_ = TableEncoder().fit(frame)
+        self.encoder_ = TableEncoder().fit(frame, positions=positions)
         X = self.encoder_.transform(frame)
         self.location_ = X.mean(axis=0)
         scale = X.std(axis=0)
@@ -192,9 +195,9 @@ def find_outliers(
         notes.append("the array y was taken as the label and kept out of the features")
     if model is None:
         fitted_on = table if reference is None else open_table(reference)
-        frame = _fitting_sample(fitted_on, sample_rows, random_state, notes)
+        frame, positions = _fitting_sample(fitted_on, sample_rows, random_state, notes)
         frame = frame.drop(label) if label is not None and label in frame.columns else frame
-        model = TableModel(detector, threshold, random_state).fit(frame)
+        model = TableModel(detector, threshold, random_state).fit(frame, positions=positions)
     elif not isinstance(model, TableModel):
         raise ModelError(f"model must be a fitted TableModel, got {type(model).__name__}")
     if on_fitted is not None:
@@ -224,15 +227,17 @@ def _plain(report: Any) -> dict[str, Any]:
     return asdict(report)
 
 
-def _fitting_sample(table: Any, sample_rows: int, random_state: int | None, notes: list[str]) -> pl.DataFrame:
+def _fitting_sample(
+    table: Any, sample_rows: int, random_state: int | None, notes: list[str]
+) -> tuple[pl.DataFrame, NDArray[np.int64] | None]:
     from skerry.data.tables import reservoir_sample
 
     if table.n_rows is not None and table.n_rows <= sample_rows:
-        return table.read()
-    frame, _ = reservoir_sample(table, sample_rows, random_state)
+        return table.read(), None
+    frame, positions = reservoir_sample(table, sample_rows, random_state)
     if frame.height == sample_rows:
         notes.append(f"fitted on a uniform sample of {sample_rows:,} rows; every row was scored")
-    return frame
+    return frame, positions
 
 
 def _score_stream(
