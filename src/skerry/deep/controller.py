@@ -202,7 +202,7 @@ class Controller:
         return sorted(best.items(), key=lambda item: -item[1])[:BUFFER]
 
     def imitation_loss(self, string, reward: float, weights: torch.Tensor) -> torch.Tensor:
-        """Return ``-log pi(a) (r - b)_+ + 0.01 * 0.5 (r - b)_+^2``, zero where the reward does not beat the baseline."""
+        """Return ``-log pi(a) (r - b)_+ + 0.01 * 0.5 (r - b)_+^2``: zero unless the reward beats the baseline."""
         gap = max(0.0, reward - (self.baseline or 0.0))
         return -self.log_prob(string, weights)[0] * gap + 0.005 * gap**2
 
@@ -246,7 +246,7 @@ class Controller:
         arrays = {"mu": self.mu.detach().numpy().copy(), "rho": self.rho.detach().numpy().copy()}
         for name, tensor in (("mu", self.mu), ("rho", self.rho)):
             for key, value in self.optimiser.state.get(tensor, {}).items():
-                arrays[f"adam {name} {key}"] = np.array(value)
+                arrays[f"adam {name} {key}"] = value.numpy().copy()
         plain = {
             "baseline": self.baseline,
             "episodes": self.episodes,

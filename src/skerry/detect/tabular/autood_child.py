@@ -1,0 +1,414 @@
+"""The networks that AutoOD tries: one design trained on one table, under four ideas of what an outlier is.
+
+*reconstruction*: far from its rebuilt self. *centroid*: far from a centre of the latent space (Deep SVDD, soft
+boundary). *density*: improbable under a Gaussian mixture in the latent space (DAGMM). *cluster*: far from every
+cluster of the latent space (DEC). Training is torch; a trained network is plain arrays that NumPy scores.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logsumexp
+
+__all__ = ["WeightPool", "column_terms", "score", "soft_assignment", "target_assignment", "train_child"]
+
+BLOCK = 256  # rows scored at once; the last block is padded, so that a row's score does not depend on its batch
+BATCH, LEARNING_RATE, PATIENCE = 256, 1e-3, 4
+NU = 0.1  # of the soft boundary
+COMPONENTS, CLUSTERS, JITTER = 4, 4, 1e-6
+ENERGY_WEIGHT, DIAGONAL_WEIGHT = 0.1, 0.005
+CALIBRATION_ROWS = 8192  # that set centres, mixtures and the statistics of batch normalisation
+NEGATIVE_SLOPE = 0.01
+
+_NUMPY = {
+    "linear": lambda a: a,
+    "relu": lambda a: np.maximum(a, 0.0),
+    "relu6": lambda a: np.clip(a, 0.0, 6.0),
+    "leaky_relu": lambda a: np.where(a > 0, a, NEGATIVE_SLOPE * a),
+    "elu": lambda a: np.where(a > 0, a, np.expm1(np.minimum(a, 0.0))),
+    "sigmoid": expit,
+    "tanh": np.tanh,
+    "softplus": lambda a: np.logaddexp(0.0, a),
+}
+
+
+class WeightPool:
+    """First weights of every layer, by (side, layer, inputs, outputs), shared by the children of one search.
+
+    Parameters
+    ----------
+    seed : int
+        A key's first weights depend on it and on the key, not on the order in which keys are asked for.
+    share : bool, default True
+        Whether a trained child leaves its weights to the next.
+    """
+
+    def __init__(self, seed: int, share: bool = True) -> None:
+        self.seed, self.share = seed, share
+        self.arrays: dict[str, NDArray[np.float32]] = {}
+
+    def take(self, side: str, layer: int, inputs: int, outputs: int) -> tuple[str, NDArray[np.float32]]:
+        """Return the key and the weights of a layer, shape (inputs, outputs)."""
+        key = f"{side} {layer} {inputs} {outputs}"
+        if key in self.arrays:
+            return key, self.arrays[key]
+        rng = np.random.default_rng([self.seed, 5, layer, inputs, outputs, *key.split()[0].encode()])
+        bound = np.sqrt(6.0 / (inputs + outputs))
+        return key, rng.uniform(-bound, bound, (inputs, outputs)).astype(np.float32)
+
+    def give(self, found: dict[str, NDArray[np.float32]]) -> None:
+        """Keep the weights of a trained child, if they are finite."""
+        if self.share and all(np.isfinite(w).all() for w in found.values()):
+            self.arrays.update(found)
+
+
+def train_child(design: dict[str, Any], z: NDArray, pool: WeightPool, epochs: int, seed: int, device: str = "cpu"):
+    """Train one design on a standardised table.
+
+    Parameters
+    ----------
+    design : dict
+        As from :meth:`SearchSpace.decode`.
+    z : array of shape (n, d)
+    pool : WeightPool
+    epochs : int
+        At most; training stops after 4 epochs without a lower loss.
+    seed : int
+        Of the order of rows, dropout, and clusters.
+    device : str, default "cpu"
+
+    Returns
+    -------
+    dict or None
+        The network as strings and float64 arrays, or None where training gave something that is not finite.
+    """
+    import torch
+
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    torch.set_num_threads(1)  # sums in one order, whatever the machine
+    torch.manual_seed(seed)
+    try:
+        return _Trainer(design, z, pool, seed, device).run(epochs)
+    except (FloatingPointError, np.linalg.LinAlgError):
+        return None
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_rng_state(state)
+
+
+class _Trainer:
+    def __init__(self, design, z, pool, seed, device) -> None:
+        import torch
+
+        self.design, self.pool, self.seed = design, pool, seed
+        self.kind = design["definition"]
+        self.table = torch.tensor(z, dtype=torch.float32, device=device)
+        self.rng = np.random.default_rng([seed, 6])
+        n_cal = min(len(z), CALIBRATION_ROWS)
+        self.sample = self.table[np.sort(self.rng.choice(len(z), n_cal, replace=False))]
+        biased = self.kind != "centroid"
+        sizes = [z.shape[1], *(layer["width"] for layer in design["layers"]), design["latent"]]
+        self.parameters, self.shared, self.moments = [], {}, {}
+
+        def tensor(a):
+            t = torch.tensor(a, dtype=torch.float32, device=device, requires_grad=True)
+            self.parameters.append(t)
+            return t
+
+        def block(side, i, n_in, n_out, layer):
+            key, start = pool.take(side, i, n_in, n_out)
+            self.shared[key] = weight = tensor(start)
+            made = {"weight": weight, "bias": tensor(np.zeros(n_out)) if biased else None}
+            plain = {"norm": "none", "activation": "linear", "dropout": 0.0, "skip": False}
+            made |= {k: (layer or plain)[k] for k in plain}
+            if made["norm"] != "none" and biased:  # a centroid may have no learned offset on its path
+                made |= {"scale": tensor(np.ones(n_out)), "shift": tensor(np.zeros(n_out))}
+            return made
+
+        layers = design["layers"]
+        self.encoder = [block("encoder", i, *sizes[i : i + 2], layer) for i, layer in enumerate([*layers, None])]
+        self.decoder = []
+        if biased:
+            back = sizes[::-1]
+            for i, layer in enumerate([*layers[::-1], None]):
+                made = block("decoder", i, *back[i : i + 2], layer)
+                made["skip"] = i > 0 and layers[len(layers) - i]["skip"]  # the pair of widths that the encoder skips
+                self.decoder.append(made)
+        if self.kind == "density":
+            bound = design["latent"] ** -0.5
+            self.head = [
+                tensor(self.rng.uniform(-bound, bound, (design["latent"], 10))),
+                tensor(np.zeros(10)),
+                tensor(self.rng.uniform(-0.3, 0.3, (10, COMPONENTS))),
+                tensor(np.zeros(COMPONENTS)),
+            ]
+
+    def forward(self, blocks, x, train: bool):
+        import torch
+        from torch.nn import functional as F
+
+        for b in blocks:
+            a = x @ b["weight"]
+            if b["bias"] is not None:
+                a = a + b["bias"]
+            if b["norm"] != "none":
+                if b["norm"] == "layer":
+                    mean, var = a.mean(1, keepdim=True), a.var(1, keepdim=True, unbiased=False)
+                elif train or id(b) not in self.moments:
+                    mean, var = a.mean(0), a.var(0, unbiased=False)
+                else:
+                    mean, var = self.moments[id(b)]
+                a = (a - mean) / torch.sqrt(var + 1e-5)
+                if "scale" in b:
+                    a = a * b["scale"] + b["shift"]
+            name = b["activation"]
+            a = a if name == "linear" else getattr(torch if name in ("sigmoid", "tanh") else F, name)(a)
+            if train and b["dropout"]:
+                a = F.dropout(a, b["dropout"])
+            x = a + x if b["skip"] else a
+        return x
+
+    def settle(self):
+        """Fix the statistics of batch normalisation on the sample, layer after layer."""
+        self.moments = {}
+        x = self.sample
+        for blocks in (self.encoder, self.decoder):
+            for b in blocks:
+                if b["norm"] == "batch":
+                    a = x @ b["weight"] + (0.0 if b["bias"] is None else b["bias"])
+                    self.moments[id(b)] = (a.mean(0), a.var(0, unbiased=False))
+                x = self.forward([b], x, False)
+
+    def run(self, epochs: int):
+        import torch
+
+        n = len(self.table)
+        optimiser = torch.optim.Adam(self.parameters, lr=LEARNING_RATE)
+        self.centre = self.centres = None
+        if self.kind == "centroid":
+            with torch.no_grad():
+                self.settle()
+                c = self.forward(self.encoder, self.sample, False).mean(0)
+                # a centre at 0 is reached by weights of 0
+                self.centre = torch.where(c.abs() < 0.1, torch.where(c < 0, -0.1, 0.1), c)
+        warm = (epochs + 2) // 3 if self.kind == "cluster" else 0
+        best, stale = np.inf, 0
+        for epoch in range(epochs):
+            if self.kind == "cluster" and epoch == warm:
+                self.place_clusters(optimiser)
+                best = np.inf
+            radius = self.radius() if self.kind == "centroid" else None
+            order = torch.from_numpy(self.rng.permutation(n))
+            total = 0.0
+            starts = list(range(0, n, BATCH))
+            if len(starts) > 1 and n - starts[-1] < 2:
+                starts.pop()  # one row has no batch statistics
+            for at in starts:
+                loss = self.loss(self.table[order[at : at + BATCH]], radius)
+                if not torch.isfinite(loss):
+                    raise FloatingPointError
+                optimiser.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(self.parameters, 10.0)
+                optimiser.step()
+                total += float(loss.detach())
+            stale = 0 if total < best - 1e-4 * abs(best) or not np.isfinite(best) else stale + 1
+            best = min(best, total)
+            if stale >= PATIENCE and epoch >= warm:
+                break
+        if self.kind == "cluster" and self.centres is None:
+            self.place_clusters(optimiser)
+        with torch.no_grad():
+            self.settle()
+            network = self.export()
+        if network is not None:
+            self.pool.give({k: w.detach().cpu().numpy().copy() for k, w in self.shared.items()})
+        return network
+
+    def radius(self):
+        import torch
+
+        with torch.no_grad():
+            z = self.forward(self.encoder, self.sample, True)
+            return torch.quantile(((z - self.centre) ** 2).sum(1), 1 - NU)
+
+    def place_clusters(self, optimiser) -> None:
+        import torch
+        from sklearn.cluster import KMeans
+
+        with torch.no_grad():
+            self.settle()
+            z = self.forward(self.encoder, self.sample, False).cpu().numpy().astype(np.float64)
+        if not np.isfinite(z).all():
+            raise FloatingPointError
+        k = min(CLUSTERS, len(np.unique(z, axis=0)))  # more would be empty
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = KMeans(k, n_init=2, random_state=self.seed).fit(z).cluster_centers_
+        self.centres = torch.tensor(found, dtype=torch.float32, device=self.table.device, requires_grad=True)
+        self.parameters.append(self.centres)
+        optimiser.add_param_group({"params": [self.centres]})
+
+    def loss(self, x, radius):
+        import torch
+
+        z = self.forward(self.encoder, x, True)
+        if self.kind == "centroid":
+            s = ((z - self.centre) ** 2).sum(1)
+            return radius + (s - radius).clamp_min(0).mean() / NU
+        gap = x - self.forward(self.decoder, z, True)
+        if self.design["distance"] == "l1":
+            loss = gap.abs().sum(1).mean()
+        elif self.design["distance"] == "l2":
+            loss = (gap**2).sum(1).mean()
+        else:
+            loss = torch.sqrt((gap**2).sum(1) + 1e-12).mean()
+        if self.kind == "density":
+            weights, means, chol = self.mixture(z)
+            energy = _energy(z.double(), weights, means, chol).mean()
+            # 1 / diag(Sigma), from its factor
+            diagonal = (1 / (chol**2).sum(2)).sum()
+            loss = loss + (ENERGY_WEIGHT * energy + DIAGONAL_WEIGHT * diagonal).float()
+        elif self.centres is not None:
+            q = soft_assignment(z, self.centres)
+            p = target_assignment(q.detach())
+            loss = loss + (p * (p.clamp_min(1e-12).log() - q.clamp_min(1e-12).log())).sum(1).mean()
+        return loss
+
+    def mixture(self, z):
+        """Return shares, means and Cholesky factors of the mixture, from soft assignments, in double."""
+        import torch
+
+        z = z.double()
+        w1, b1, w2, b2 = (t.double() for t in self.head)
+        gamma = torch.softmax(torch.tanh(z @ w1 + b1) @ w2 + b2, dim=1)
+        mass = gamma.sum(0) + 1e-9
+        means = (gamma.T @ z) / mass[:, None]
+        gap = z[:, None, :] - means
+        cov = torch.einsum("nk,nki,nkj->kij", gamma, gap, gap) / mass[:, None, None]
+        ridge = JITTER * torch.eye(z.shape[1], dtype=torch.float64, device=z.device)
+        chol, info = torch.linalg.cholesky_ex(cov + ridge)
+        if info.any() or not torch.isfinite(chol).all():
+            raise FloatingPointError
+        return mass / mass.sum(), means, chol
+
+    def export(self):
+        def blocks(side):
+            out = []
+            for b in side:
+                made = {k: b[k] for k in ("norm", "activation", "skip")}
+                for k in ("weight", "bias", "scale", "shift"):
+                    t = b.get(k)
+                    made[k] = None if t is None else t.detach().cpu().numpy().astype(np.float64)
+                if b["norm"] == "batch":
+                    mean, var = (t.cpu().numpy().astype(np.float64) for t in self.moments[id(b)])
+                    made |= {"mean": mean, "deviation": np.sqrt(var + 1e-5)}
+                out.append(made)
+            return out
+
+        net = {
+            "definition": self.kind,
+            "distance": self.design["distance"],
+            "encoder": blocks(self.encoder),
+            "decoder": blocks(self.decoder) if self.kind == "reconstruction" else [],
+        }
+        if self.kind == "centroid":
+            net["centres"] = self.centre[None].cpu().numpy().astype(np.float64)
+        elif self.kind == "cluster":
+            net["centres"] = self.centres.detach().cpu().numpy().astype(np.float64)
+        elif self.kind == "density":
+            found = self.mixture(self.forward(self.encoder, self.sample, False))
+            net |= dict(zip(("shares", "means", "factors"), (t.detach().cpu().numpy() for t in found), strict=True))
+        arrays = [v for b in net["encoder"] + net["decoder"] for v in b.values() if isinstance(v, np.ndarray)]
+        arrays += [v for v in net.values() if isinstance(v, np.ndarray)]
+        return net if all(np.isfinite(a).all() for a in arrays) else None
+
+
+def _energy(z, shares, means, chol):
+    import torch
+
+    gap = (z[:, None, :] - means).transpose(0, 1).transpose(1, 2)  # (k, latent, n)
+    white = torch.linalg.solve_triangular(chol, gap, upper=False)
+    log_det = 2 * torch.log(torch.diagonal(chol, dim1=1, dim2=2)).sum(1)
+    log_n = -0.5 * ((white**2).sum(1).T + log_det + z.shape[1] * np.log(2 * np.pi))
+    return -torch.logsumexp(shares.log() + log_n, dim=1)
+
+
+def soft_assignment(z, centres):
+    """Return Student-t assignments of (n, latent) to (k, latent), rows summing to 1 (torch tensors)."""
+    q = 1 / (1 + ((z[:, None, :] - centres) ** 2).sum(2))
+    return q / q.sum(1, keepdim=True)
+
+
+def target_assignment(q):
+    """Return the sharpened target ``q^2 / column mass``, rows summing to 1."""
+    p = q**2 / q.sum(0)
+    return p / p.sum(1, keepdim=True)
+
+
+# ---- a trained network in NumPy -------------------------------------------------------------------------------
+def _apply(blocks, x):
+    for b in blocks:
+        a = x @ b["weight"]
+        if b["bias"] is not None:
+            a = a + b["bias"]
+        if b["norm"] == "layer":
+            a = (a - a.mean(1, keepdims=True)) / np.sqrt(a.var(1, keepdims=True) + 1e-5)
+        elif b["norm"] == "batch":
+            a = (a - b["mean"]) / b["deviation"]
+        if b["scale"] is not None:
+            a = a * b["scale"] + b["shift"]
+        a = _NUMPY[b["activation"]](a)
+        x = a + x if b["skip"] else a
+    return x
+
+
+def _per_block(function, z: NDArray, width: int) -> NDArray[np.float64]:
+    out = np.empty((len(z), width))
+    block = np.zeros((BLOCK, z.shape[1]))
+    for at in range(0, len(z), BLOCK):
+        m = min(BLOCK, len(z) - at)
+        block[:m], block[m:] = z[at : at + m], 0.0
+        out[at : at + m] = function(block)[:m]
+    return out
+
+
+def latent(net: dict[str, Any], z: NDArray) -> NDArray[np.float64]:
+    """Return the latent rows, shape (n, latent)."""
+    return _per_block(lambda x: _apply(net["encoder"], x), z, net["encoder"][-1]["weight"].shape[1])
+
+
+def column_terms(net: dict[str, Any], z: NDArray) -> NDArray[np.float64]:
+    """Return the distance of every cell to its rebuilt self, shape (n, d); rows sum to the l1 or squared l2 score."""
+    gap = _per_block(lambda x: x - _apply(net["decoder"], _apply(net["encoder"], x)), z, z.shape[1])
+    return np.abs(gap) if net["distance"] == "l1" else gap**2
+
+
+def score(net: dict[str, Any], z: NDArray) -> NDArray[np.float64]:
+    """Return the scores of standardised rows, shape (n,), higher = more anomalous."""
+    kind = net["definition"]
+    if kind == "reconstruction":
+        s = column_terms(net, z).sum(1)
+        return np.sqrt(s) if net["distance"] == "l21" else s
+    f = latent(net, z)
+    if kind in ("centroid", "cluster"):
+        return np.min([((f - c) ** 2).sum(1) for c in net["centres"]], axis=0)
+    return energy(f, net["shares"], net["means"], net["factors"])
+
+
+def energy(f: NDArray, shares: NDArray, means: NDArray, factors: NDArray) -> NDArray[np.float64]:
+    """Return ``-log sum_k phi_k N(f; mu_k, L_k L_k^T)``, shape (n,)."""
+    from scipy.linalg import solve_triangular
+
+    logs = []
+    for share, mean, factor in zip(shares, means, factors, strict=True):
+        # the inverse factor is tiny, and a product in blocks keeps a row free of its batch
+        inverse = solve_triangular(factor, np.eye(len(mean)), lower=True).T
+        white = _per_block(lambda x, a=inverse: x @ a, f - mean, len(mean))
+        log_det = 2 * np.log(np.diag(factor)).sum()
+        logs.append(np.log(share) - 0.5 * ((white**2).sum(1) + log_det + len(mean) * np.log(2 * np.pi)))
+    return -logsumexp(logs, axis=0)
