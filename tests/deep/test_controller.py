@@ -144,18 +144,21 @@ def test_the_density_ratio_prefers_what_the_buffer_holds():
     assert np.abs(ratio).max() <= 2.0
 
 
-def finds_the_better_hill(curiosity, seed):
-    """Two coupled decisions: a broad hill of 0.6 around (0, 0), and 1.0 at (5, 5) alone."""
-    controller = Controller(Arms(6, 2), seed=seed, curiosity=curiosity, self_imitation=None)
-    for k in range(30):
+def finds_the_better_hill(curiosity, seed, n=10):
+    """Two coupled decisions: 0.6 with either at 0; 1.0 with both at the last arm, where one of them alone gives 0."""
+    controller = Controller(Arms(n, 2), seed=seed, curiosity=curiosity, self_imitation=None)
+    for _ in range(40):
         strings = [controller.sample(controller.episodes + i) for i in range(5)]
-        if (5, 5) in strings:
+        if (n - 1, n - 1) in strings:
             return True
-        controller.update(strings, [max(0.0, 0.6 - 0.1 * sum(s)) for s in strings], k / 30)
+        rewards = [0.6 if 0 in s else 0.0 if n - 1 in s else 0.3 for s in strings]
+        controller.update(strings, rewards)
     return False
 
 
 def test_curiosity_leaves_a_local_optimum_more_often():
+    # A weight of 1 instead of the default 0.05 shows the mechanism over few seeds; over 120 other seeds it was
+    # 111 against 97.
     curious = sum(finds_the_better_hill(1.0, s) for s in range(20))
     plain = sum(finds_the_better_hill(0.0, s) for s in range(20))
     assert curious > plain, (curious, plain)

@@ -327,6 +327,19 @@ def test_when_every_design_fails_the_fixed_autoencoder_stands_in(table, monkeypa
     assert np.ptp(det.anomaly_score(table[0])) > 0
 
 
+def test_a_checkpoint_is_found_again_without_a_seed(table, tmp_path):
+    parameters = TINY | {"random_state": None, "checkpoint": tmp_path / "search.skerry"}
+    first = AutoOD(**parameters).fit(table[0])
+    second = AutoOD(**parameters | {"n_children": 4}).fit(table[0])
+    assert second.history_[:2] == first.history_ and len(second.history_) == 4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_an_absent_device_is_named(table):
+    with pytest.raises(ParameterError, match="no CUDA device"):
+        AutoOD(**TINY, device="cuda").fit(table[0])
+
+
 def test_wrong_arguments_are_named(table):
     X, y = table
     for given, message in (

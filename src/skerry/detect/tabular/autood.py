@@ -18,7 +18,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skerry.core.detector import Detector
-from skerry.core.errors import DataError, MissingExtra
+from skerry.core.errors import DataError, MissingExtra, ParameterError
 from skerry.detect.tabular.autood_child import WeightPool, column_terms, score, train_child
 from skerry.detect.tabular.autood_search import LabelledReward, Search, SearchReport, UnlabelledReward
 from skerry.detect.tabular.autood_space import DEFINITIONS, SearchSpace
@@ -56,7 +56,8 @@ class AutoOD(Detector):
     child_epochs, final_epochs : int, default 20 and 100
         Of a child in the search, and of the best ones, which are trained anew.
     checkpoint : path or None, default None
-        File that keeps the search (JSON and arrays, no pickle); a later ``fit`` of the same search goes on from it.
+        File that keeps the search (JSON and arrays, no pickle); a later ``fit`` of the same search goes on from it,
+        with the whole ``time_limit`` again. With a checkpoint, ``random_state=None`` means 0.
     device : {"auto", "cpu", "cuda"}, default "auto"
         "auto" is the CPU: networks for tables are too small to gain from a GPU.
     random_state : int, RandomState or None, default None
@@ -188,16 +189,20 @@ class AutoOD(Detector):
     # ---- learning -----------------------------------------------------------------------------------------------
     def _fit(self, X: NDArray) -> None:
         try:
-            import torch  # noqa: F401
+            import torch
         except ImportError:
             raise MissingExtra("torch", "deep") from None
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ParameterError("device='cuda', but PyTorch finds no CUDA device here: use 'cpu' or 'auto'")
         X_val, y_val = self._checked_validation()
         X = X.astype(np.float64)
         mean, spread = X.mean(axis=0), X.std(axis=0)
         # a column that varies by rounding alone is constant
         self.columns_ = np.flatnonzero(spread > np.maximum(1e-13 * np.abs(mean), 1e-150))
         self.mean_, self.scale_ = mean[self.columns_], spread[self.columns_]
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        # a search that is to be found again by its checkpoint cannot start from a seed that nobody knows
+        state = 0 if self.random_state is None and self.checkpoint is not None else self.random_state
+        seed = int(check_random_state(state).randint(2**31 - 1))
         space = SearchSpace(max(1, self.columns_.size), self.definitions)
         self.history_, self.members_, self.networks_, self.ranks_ = [], [], [], []
         self.best_ = space.default()
