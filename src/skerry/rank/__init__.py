@@ -8,5 +8,7 @@ __getattr__, __dir__, __all__ = lazy_package(
         "MutualInformationScreen": "skerry.rank.mutual_information",
         "OutRank": "skerry.rank.outrank",
         "mutual_information": "skerry.rank.mutual_information",
+        "rank_filters": "skerry.rank.filters",
+        "stability_fraction": "skerry.rank.filters",
     },
 )

@@ -5,6 +5,7 @@ from skerry.core.lazy import lazy_package
 _HOME = "skerry.detect.tabular."
 NAMES = {
     "AutoEncoder": _HOME + "autoencoder",
+    "AutoOD": _HOME + "autood",
     "CBLOF": _HOME + "cblof",
     "COPOD": _HOME + "copod",
     "ECOD": _HOME + "ecod",

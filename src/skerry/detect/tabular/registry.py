@@ -27,6 +27,7 @@ DETECTORS: dict[str, str] = {
     "reference-neighbours": "ReferenceNeighbours",
     "mean-shift-distance": "MeanShiftDistance",
     "autoencoder": "AutoEncoder",
+    "autood": "AutoOD",
 }
 
 
