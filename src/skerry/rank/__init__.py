@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_package(
         "MutualInformationScreen": "skerry.rank.mutual_information",
         "OutRank": "skerry.rank.outrank",
         "mutual_information": "skerry.rank.mutual_information",
+        "prune_filters": "skerry.rank.filter_pruning",
         "rank_filters": "skerry.rank.filters",
         "stability_fraction": "skerry.rank.filters",
     },

@@ -195,7 +195,7 @@ def rank_filters(
             raise DataError(f"criterion {criterion!r} looks at data: give batches of images")
         labelled = balance == "class" or criterion == "taylor"
         chunks = _chunks(batches, chunk_size, labelled, _device(model))
-        with _evaluating(model):
+        with evaluating(model):
             tallies = _observe(model, convs, chunks, criterion, by_class=balance == "class")
         raw = {n: _score(convs[n], t, criterion, ratio).cpu().numpy() for n, t in tallies.items()}
     for name, values in raw.items():
@@ -285,7 +285,7 @@ def _device(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module into evaluation mode, and back into its own afterwards."""
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
