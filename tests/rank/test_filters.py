@@ -15,7 +15,8 @@ from torch import nn
 
 from skerry.core.errors import DataError, ModelError, ParameterError
 from skerry.deep.convnets import CifarResNet, SmallCNN
-from skerry.rank.filters import CRITERIA, RATIOS, Moments, beta_ratio, rank_filters, receptive_field_std
+from skerry.rank.filter_spread import RATIOS, Moments, beta_ratio, receptive_field_std
+from skerry.rank.filters import CRITERIA, rank_filters
 from skerry.rank.filters import stability_fraction as sf
 
 

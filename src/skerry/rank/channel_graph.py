@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skerry.core.errors import MissingExtra, ModelError
-from skerry.rank.filters import evaluating
+from skerry.rank.filter_observation import evaluating
 
 try:
     import torch

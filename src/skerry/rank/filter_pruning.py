@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from skerry.core.errors import DataError, MissingExtra, ModelError, ParameterError, nearest
 from skerry.rank.channel_graph import Bucket, ChannelGraph
-from skerry.rank.filters import evaluating
+from skerry.rank.filter_observation import evaluating
 
 try:
     import torch
