@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skerry.core.errors import DataError, ParameterError
-from skerry.data import tables
+from skerry.data import packed
+from skerry.data.table import MAX_CELLS
 from skerry.data.tables import open_table, reservoir_sample
 
 FRAME = pl.DataFrame({"a": [1, 2, 3], "b": [0.5, None, 2.5], "c": ["x", "y", "x"]})
@@ -212,7 +213,7 @@ def test_truncated_files(tmp_path, kind):
 
 
 def test_bombs(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "FREE_BYTES", 1 << 20)
+    monkeypatch.setattr(packed, "FREE_BYTES", 1 << 20)
     path = put(tmp_path / "t.csv.gz", gzip.compress(b"a,b\n" + b"1,2\n" * 500_000))
     with pytest.raises(DataError, match="unpacks to more than 1 MiB"):
         open_table(path)
@@ -293,7 +294,7 @@ def test_five_thousand_columns_and_long_rows(tmp_path):
     row = ",".join(["1234567890"] * 5000)
     table = open_table(put(tmp_path / "t.csv", ",".join(names) + "\n" + row + "\n" + row + "\n"))
     assert table.read().shape == (2, 5000)
-    assert max(f.height for f in open_table(np.zeros((20_000, 5000), np.int8)).batches()) * 5000 <= tables.MAX_CELLS
+    assert max(f.height for f in open_table(np.zeros((20_000, 5000), np.int8)).batches()) * 5000 <= MAX_CELLS
 
 
 def test_json_with_new_keys_and_mixed_types(tmp_path):

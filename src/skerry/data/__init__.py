@@ -6,9 +6,9 @@ __getattr__, __dir__, __all__ = lazy_package(
     __name__,
     {
         "ColumnReport": "skerry.data.encoder",
-        "Table": "skerry.data.tables",
+        "Table": "skerry.data.table",
         "TableEncoder": "skerry.data.encoder",
         "open_table": "skerry.data.tables",
-        "reservoir_sample": "skerry.data.tables",
+        "reservoir_sample": "skerry.data.table_sample",
     },
 )

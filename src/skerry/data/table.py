@@ -1,0 +1,84 @@
+"""What every reader of tables returns: a named source of polars frames, read batch by batch, again and again."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from skerry.core.errors import DataError, ParameterError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["Table", "first_line", "unique_names"]
+
+MAX_CELLS = 1 << 25  # in one batch: wide tables come in fewer rows
+
+
+class Table:
+    """A named source of polars frames.
+
+    Attributes
+    ----------
+    name : str
+        What was opened, for messages.
+    columns : list of str
+    schema : dict of str to polars data type
+    n_rows : int or None
+        None where only a full read would tell.
+    notes : list of str
+        What was found out about the source, for example its separator.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: dict[str, Any],
+        batches: Callable[[int], Iterator[pl.DataFrame]],
+        n_rows: int | None = None,
+        notes: list[str] | None = None,
+    ) -> None:
+        self.name = name
+        self.schema = schema
+        self.columns = list(schema)
+        self.n_rows = n_rows
+        self.notes = notes or []
+        self._batches = batches
+
+    def batches(self, rows: int = 65_536) -> Iterator[pl.DataFrame]:
+        """Yield polars frames of at most ``rows`` rows; the source can be read again."""
+        import polars as pl
+
+        if rows < 1:
+            raise ParameterError(f"batches need at least one row, got {rows}")
+        rows = min(rows, max(64, MAX_CELLS // max(1, len(self.columns))))
+        try:
+            for frame in self._batches(rows):
+                for start in range(0, frame.height, rows):
+                    yield frame.slice(start, rows)
+        except DataError:
+            raise
+        except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error, ValueError) as error:
+            raise DataError(f"{self.name}: {first_line(error)}; the file is damaged or not what it seems") from None
+
+    def read(self) -> pl.DataFrame:
+        """Return the whole table as one polars frame."""
+        import polars as pl
+
+        parts = list(self.batches(1 << 20))
+        return pl.concat(parts) if parts else pl.DataFrame(schema=self.schema)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's message, to be quoted in ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def unique_names(columns: list[str], name: str) -> None:
+    """Raise DataError if two columns share a name; ``name`` is the source."""
+    seen: set[str] = set()
+    for c in columns:
+        if c and c in seen:
+            raise DataError(f"{name}: two columns are named {c!r}; rename one")
+        seen.add(c)

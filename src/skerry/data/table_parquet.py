@@ -1,0 +1,52 @@
+"""Parquet: one file, or several of one schema read as one table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from skerry.core.errors import DataError
+from skerry.data.table import Table, first_line, unique_names
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["parquet_table"]
+
+
+def parquet_table(name: str, paths: list[str]) -> Table:
+    """Open Parquet files of one schema as one table; ``name`` stands for all of them."""
+    import polars as pl
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema, n_rows = None, 0
+    for path in paths:
+        try:
+            with pq.ParquetFile(path) as file:
+                unique_names(file.schema_arrow.names, path)
+                n_rows += file.metadata.num_rows
+                if schema is None:
+                    schema = file.schema_arrow
+                elif file.schema_arrow.names != schema.names:
+                    raise DataError(f"{path}: its columns differ from those of {paths[0]}")
+                for field in file.schema_arrow:
+                    if field.type != schema.field(field.name).type:
+                        raise DataError(
+                            f"{path}: column {field.name!r} is {field.type}, "
+                            f"but {schema.field(field.name).type} in {paths[0]}"
+                        )
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"{path}: not a whole Parquet file ({first_line(error)}); fetch it again") from None
+    assert schema is not None
+
+    def stream(rows: int) -> Iterator[pl.DataFrame]:
+        for path in paths:
+            with pq.ParquetFile(path) as file:
+                try:
+                    for batch in file.iter_batches(batch_size=rows):
+                        yield pl.from_arrow(pa.Table.from_batches([batch]))
+                except (pa.ArrowInvalid, OSError) as error:
+                    raise DataError(f"{path}: damaged ({first_line(error)}); fetch it again") from None
+
+    return Table(name, dict(pl.from_arrow(schema.empty_table()).schema), stream, n_rows)
