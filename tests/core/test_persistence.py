@@ -55,7 +55,7 @@ def same(a, b):
         assert list(a) == list(b)
         for k in a:
             same(a[k], b[k])
-    elif isinstance(a, float) and a != a:
+    elif isinstance(a, float | np.floating) and a != a:
         assert b != b
     else:
         assert a == b
