@@ -99,6 +99,22 @@ def test_every_line_search_reaches_the_minimum(search):
     assert problem.objective(b, 0.2) == pytest.approx(problem.objective(best, 0.2), abs=1e-6)
 
 
+@pytest.mark.parametrize("search", ["root", "backtracking", "wolfe"])
+def test_conjugate_gradient_returns_exact_zeros(search):
+    # P(x) as x - rho G(x) leaves rounding of 1e-26 where the proximal map gave 0
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(100, 200))
+    for j in range(1, 200):
+        X[:, j] = 0.6 * X[:, j - 1] + 0.8 * X[:, j]
+    y = X[:, :4] @ [2.0, -2.0, 8.0, -8.0] + rng.normal(size=100)
+    problem = _Problem(X, y, "squared", "scad", 3.7, 2.0, 0)
+    expected = solve(problem, 0.5, np.zeros(200), "accelerated", tol=1e-8)[0]
+    b, _, done = solve(problem, 0.5, np.zeros(200), "cg", tol=1e-7, line_search=search)
+    assert done
+    np.testing.assert_array_equal(b != 0, expected != 0)
+    assert b == pytest.approx(expected, abs=1e-5)
+
+
 def test_huber_sets_outliers_aside_and_the_answer_scales_with_y():
     X, y = _data()
     y[:6] += 60.0

@@ -20,7 +20,8 @@ __all__ = ["ProximalResult", "proximal_cg"]
 
 Vector = NDArray[np.float64]
 _ETA = 0.01
-_C2 = 0.9  # curvature of the Wolfe search
+_DECREASE, _CURVATURE = 1e-4, 0.1  # of the Wolfe search
+_FLAT = 1e-10  # relative changes of the envelope below this are rounding: the slopes decide there
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,15 @@ def proximal_cg(
     rho = 0.95 / lipschitz
     x = np.array(x0, dtype=np.float64)
 
-    def residual(point: Vector, gradient: Vector) -> Vector:
-        return (point - prox(point - rho * gradient, rho)) / rho
+    def forward_backward(point: Vector, gradient: Vector) -> Vector:
+        return prox(point - rho * gradient, rho)
 
-    gradient = grad(x)
-    s = residual(x, gradient)
+    def residual(point: Vector, gradient: Vector) -> Vector:
+        return (point - forward_backward(point, gradient)) / rho
+
+    # P(x) itself is kept: x - rho G(x) equals it only up to rounding, and its zeros would come out as 1e-26
+    shrunk = forward_backward(x, grad(x))
+    s = (x - shrunk) / rho
     d = -s
     step, k, history = rho, 0, []
     while np.abs(s).max(initial=0.0) >= tol and k < max_iter:
@@ -132,17 +137,17 @@ def proximal_cg(
         elif line_search == "backtracking":
             step = _backtracking(slope, float(d @ d), step, rho)
         else:
-            step = _wolfe(x, d, ray, residual, value, nonsmooth, rho, step)
-        if step <= 0.0:  # no way along d: one plain proximal step, and begin anew
-            x = x - rho * s
-            gradient, step, restart = grad(x), rho, True
+            step = _wolfe(x, d, ray, forward_backward, value, nonsmooth, rho, step)
+        restart = step <= 0.0
+        if restart:  # no way along d: one plain proximal step, and begin anew
+            x, step = shrunk, rho
         else:
             x = x + step * d
-            # the ray's gradient drifts in the last digits; near the end only a fresh one is exact
-            gradient, restart = grad(x), False
-        new = residual(x, gradient)
+        # the ray's gradient drifts in the last digits; near the end only a fresh one is exact
+        shrunk = forward_backward(x, grad(x))
+        new = (x - shrunk) / rho
         if keep_history:
-            history.append(x - rho * new)
+            history.append(shrunk)
         y = new - s
         along_y = float(d @ y)
         length = float(np.linalg.norm(d))
@@ -154,7 +159,7 @@ def proximal_cg(
             d = -new + max(beta, floor) * d
         s = new
     worst = float(np.abs(s).max(initial=0.0))
-    return ProximalResult(x - rho * s, k, worst, worst < tol, tuple(history))
+    return ProximalResult(shrunk, k, worst, worst < tol, tuple(history))
 
 
 def _root(slope: Callable[[float], float], at_zero: float, guess: float) -> float:
@@ -181,29 +186,42 @@ def _backtracking(slope: Callable[[float], float], squared: float, guess: float,
     return 0.0
 
 
-def _wolfe(x, d, ray, residual, value, nonsmooth, rho, guess) -> float:
-    """Weak Wolfe conditions on the forward-backward envelope, by bisection."""
+def _wolfe(x, d, ray, forward_backward, value, nonsmooth, rho, guess) -> float:
+    """Weak Wolfe conditions on the forward-backward envelope, approximate ones once its values are flat.
+
+    Near the end a decrease is smaller than the rounding of the envelope: there Hager and Zhang's test on the slopes
+    takes the place of the test on the values (SIAM J. Optim. 16, 2005, eq. 4.1).
+    """
+    length = float(np.linalg.norm(d))
+    if length == 0.0:
+        return 0.0
+    small = 1e-6 * (1.0 + float(np.abs(x).max(initial=0.0))) / length  # a step that moves x by about 1e-6
 
     def envelope(t: float) -> tuple[float, float]:
         point, gradient = x + t * d, ray(t)
-        s = residual(point, gradient)
-        move = -rho * s
-        level = value(point) + float(gradient @ move) + float(move @ move) / (2 * rho) + nonsmooth(point + move)
-        h = 1e-6 * max(guess, 1e-12)
-        bend = (ray(t + h) - gradient) / h  # Hessian times d
-        return level, float(s @ (d - rho * bend))
+        shrunk = forward_backward(point, gradient)
+        move = shrunk - point
+        level = value(point) + float(gradient @ move) + float(move @ move) / (2 * rho) + nonsmooth(shrunk)
+        bend = (ray(t + small) - gradient) / small  # Hessian times d
+        return level, float(-move @ (d - rho * bend)) / rho
 
     start, slope = envelope(0.0)
     if slope >= 0.0:
         return 0.0
-    low, high, t = 0.0, np.inf, guess
+    low, high, at_low, at_high, t = 0.0, np.inf, slope, np.inf, guess
     for _ in range(60):
         level, now = envelope(t)
-        if level > start + 1e-4 * t * slope + 1e-15 * abs(start):
-            high = t
-        elif now < _C2 * slope:
-            low = t
+        flat = level <= start + _FLAT * abs(start)
+        enough = level <= start + _DECREASE * t * slope or (flat and now <= (2 * _DECREASE - 1) * slope)
+        if not enough:
+            high, at_high = t, now
+        elif now < _CURVATURE * slope:
+            low, at_low = t, now
         else:
             return t
-        t = 2.0 * t if np.isinf(high) else 0.5 * (low + high)
+        if np.isinf(high):
+            t = 2.0 * t
+        else:  # the secant's zero, kept off the ends
+            share = at_low / (at_low - at_high) if at_high > 0.0 else 0.5
+            t = low + min(max(share, 0.1), 0.9) * (high - low)
     return low
