@@ -22,6 +22,7 @@ from skerry.core.errors import DataError, ModelError
 from skerry.core.findings import Finding, Findings
 from skerry.core.threshold import Conformal, Threshold, conformal_p_value
 from skerry.detect.tabular.registry import make_detector
+from skerry.detect.tabular.row_writer import RowWriter
 
 if TYPE_CHECKING:
     import polars as pl
@@ -287,7 +288,7 @@ def _score_stream(
     keep = set(ranked[:top].tolist())
     start = 0
     with ExitStack() as stack:
-        writer = stack.enter_context(_RowWriter(Path(out))) if out is not None else None
+        writer = stack.enter_context(RowWriter(Path(out))) if out is not None else None
         for frame in table.batches(batch_rows):
             stop = start + frame.height
             rows = wanted[(wanted >= start) & (wanted < stop)]
@@ -374,43 +375,3 @@ def _map(X: NDArray, rows: NDArray, s: NDArray, flagged: NDArray) -> dict[str, l
         "row": rows.tolist(),
         "outlier": flagged[rows].tolist(),
     }
-
-
-class _RowWriter:
-    """Write the scored rows batch by batch, beside the target, and rename at the end."""
-
-    def __init__(self, path: Path) -> None:
-        if path.suffix not in (".parquet", ".csv"):
-            raise DataError(f"{path}: --out must end in .parquet or .csv")
-        self.path = path
-
-    def __enter__(self) -> Self:
-        from skerry.core.files import atomic_write
-
-        self._stack = ExitStack()
-        self._file = self._stack.enter_context(atomic_write(self.path))
-        self._parquet: Any = None
-        self._header = True
-        return self
-
-    def write(self, start: int, s: NDArray, p: NDArray, flagged: NDArray, text: dict[int, tuple[str, ...]]) -> None:
-        import polars as pl
-
-        rows = np.arange(start, start + s.size)
-        reasons = pl.Series("reasons", ["; ".join(text.get(r, ())) for r in rows.tolist()], dtype=pl.String)
-        frame = pl.DataFrame({"row": rows, "score": s, "p_value": p, "outlier": flagged}).with_columns(reasons)
-        if self.path.suffix == ".csv":
-            frame.write_csv(self._file, include_header=self._header)
-            self._header = False
-            return
-        import pyarrow.parquet as pq
-
-        batch = frame.to_arrow()
-        if self._parquet is None:
-            self._parquet = pq.ParquetWriter(self._file, batch.schema, compression="zstd")
-        self._parquet.write_table(batch)
-
-    def __exit__(self, *error: Any) -> None:
-        if self._parquet is not None and error[0] is None:
-            self._parquet.close()
-        self._stack.__exit__(*error)
