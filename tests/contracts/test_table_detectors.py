@@ -49,6 +49,14 @@ def test_finds_easy_outliers_and_agrees_with_itself(make, easy):
     np.testing.assert_allclose(np.sort(s), detector.reference_scores_, rtol=1e-6, atol=1e-9)
 
 
+def test_fitting_and_scoring_at_once_is_the_same(make, easy):
+    X, _ = easy
+    for threshold in ("auto", Conformal(0.1)):
+        detector, both = make(threshold=threshold).fit(X), make(threshold=threshold)
+        np.testing.assert_allclose(both.fit_score(X), detector.anomaly_score(X), rtol=1e-6, atol=1e-9)
+        assert both.threshold_ == pytest.approx(detector.threshold_)
+
+
 def test_a_row_does_not_depend_on_its_batch_and_scoring_changes_nothing(make, easy):
     X, _ = easy
     detector = make().fit(X)

@@ -53,7 +53,7 @@ PYOD = {
 
 
 def _our_scores(name: str) -> Callable[[np.ndarray, int], np.ndarray]:
-    return lambda X, seed: make_detector(name, random_state=seed).fit(X).anomaly_score(X)
+    return lambda X, seed: make_detector(name, random_state=seed).fit_score(X)
 
 
 def _pyod_scores(name: str, module: str, seeded: bool) -> Callable[[np.ndarray, int], np.ndarray]:

@@ -81,27 +81,18 @@ class Detector(OutlierMixin, BaseEstimator):
         ParameterError
             If an argument is out of range.
         """
-        self._check_parameters()
-        X = self._check_X(X, reset=True)
-        rule = parse_threshold(getattr(self, "threshold", "auto"))
-        rng = check_random_state(0)  # which rows set the threshold must not disturb the method's own draws
-        n = X.shape[0]
-        if isinstance(rule, Conformal):
-            order = rng.permutation(n)
-            n_held = min(max(1, round(rule.holdout * n)), n - 1)
-            if n_held < 1:
-                raise DataError("threshold='conformal' needs at least 2 rows to hold some out, got 1")
-            held, kept = np.sort(order[:n_held]), np.sort(order[n_held:])
-            self._fit(np.ascontiguousarray(X[kept]))
-            reference, scores = X[held], self._checked_scores(X[held])
-        else:
-            self._fit(X)
-            rows = np.arange(n) if n <= REFERENCE_ROWS else np.sort(rng.choice(n, REFERENCE_ROWS, replace=False))
-            reference = X if n <= REFERENCE_ROWS else X[rows]
-            scores = self._finite(self._score_training(X, rows))
-        self.feature_medians_ = np.median(reference, axis=0).astype(np.float64)
-        self._set_reference(scores, rule)
+        self._fit_table(X)
         return self
+
+    def fit_score(self, X: ArrayLike, y: Any = None) -> NDArray[np.float64]:
+        """Fit to ``X`` and return its scores of shape (n,): ``fit(X).anomaly_score(X)``, but every row is scored once.
+
+        >>> from skerry.detect import HBOS
+        >>> bool(HBOS().fit_score([[0.0], [0.1], [0.2], [9.0]]).argmax() == 3)
+        True
+        """
+        scores = self._fit_table(X)
+        return self.anomaly_score(X) if scores is None else scores
 
     def anomaly_score(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return scores of shape (n,), float64, finite; higher is more anomalous."""
@@ -157,6 +148,35 @@ class Detector(OutlierMixin, BaseEstimator):
         return -self.threshold_
 
     # ---- shared machinery -----------------------------------------------------------------------------------
+    def _fit_table(self, X: ArrayLike) -> NDArray[np.float64] | None:
+        """Fit and set the threshold; return the scores of all training rows where that took them."""
+        self._check_parameters()
+        X = self._check_X(X, reset=True)
+        rule = parse_threshold(getattr(self, "threshold", "auto"))
+        rng = check_random_state(0)  # which rows set the threshold must not disturb the method's own draws
+        n = X.shape[0]
+        if isinstance(rule, Conformal):
+            order = rng.permutation(n)
+            n_held = min(max(1, round(rule.holdout * n)), n - 1)
+            if n_held < 1:
+                raise DataError("threshold='conformal' needs at least 2 rows to hold some out, got 1")
+            held, kept = np.sort(order[:n_held]), np.sort(order[n_held:])
+            self._fit(np.ascontiguousarray(X[kept]))
+            reference, scores, known = X[held], self._checked_scores(X[held]), None
+        else:
+            rows = np.arange(n) if n <= REFERENCE_ROWS else np.sort(rng.choice(n, REFERENCE_ROWS, replace=False))
+            reference = X if n <= REFERENCE_ROWS else X[rows]
+            scores = self._finite(self._fit_and_score(X, rows))
+            known = scores if n <= REFERENCE_ROWS else None
+        self.feature_medians_ = np.median(reference, axis=0).astype(np.float64)
+        self._set_reference(scores, rule)
+        return known
+
+    def _fit_and_score(self, X: NDArray, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Fit to ``X`` and score ``rows`` of it; methods whose fit scores rows anyway override this."""
+        self._fit(X)
+        return self._score_training(X, rows)
+
     def _score_training(self, X: NDArray, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Score rows of the training table; methods that know them better (neighbours) override this."""
         return self._score(X if rows.size == X.shape[0] else np.ascontiguousarray(X[rows]))

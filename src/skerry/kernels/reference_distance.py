@@ -11,6 +11,8 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from skerry.kernels.threads import threads_for
+
 __all__ = ["kth_reference_distance"]
 
 
@@ -62,4 +64,5 @@ def kth_reference_distance(X: NDArray[np.float64], reference: NDArray[np.float64
     >>> kth_reference_distance(np.array([[0.0]]), np.array([[3.0], [1.0], [2.0]]), 2)
     array([2.])
     """
-    return _kth_distance(np.ascontiguousarray(X), np.ascontiguousarray(reference.T), k)
+    with threads_for(X.size * len(reference) / 4):  # four squares a step
+        return _kth_distance(np.ascontiguousarray(X), np.ascontiguousarray(reference.T), k)

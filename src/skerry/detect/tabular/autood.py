@@ -175,6 +175,10 @@ class AutoOD(Detector):
         finally:
             del self._validation
 
+    def fit_score(self, X: ArrayLike, y: Any = None) -> NDArray[np.float64]:
+        """Return ``fit(X).anomaly_score(X)``."""
+        return self.fit(X).anomaly_score(X)
+
     @property
     def search_(self) -> SearchReport:
         """The record of the search."""

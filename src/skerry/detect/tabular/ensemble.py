@@ -27,7 +27,7 @@ from skerry.detect.tabular.robust_covariance import RobustCovariance
 __all__ = ["Ensemble"]
 
 CLIP = 20.0  # interquartile ranges
-SCALE_ROWS = 4_096  # training rows that set each member's median and interquartile range
+SCALE_ROWS = 4_096  # training rows that set each member's scale where fit has no need to score more
 
 
 class Ensemble(Detector):
@@ -68,19 +68,27 @@ class Ensemble(Detector):
         self.threshold = threshold
 
     def _fit(self, X: NDArray) -> None:
+        rows = np.arange(len(X))
+        if len(X) > SCALE_ROWS:
+            rows = np.sort(check_random_state(0).choice(len(X), SCALE_ROWS, replace=False))
+        self._fit_members(X, rows)
+
+    def _fit_and_score(self, X: NDArray, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        return self._standardised(self._fit_members(X, rows)).mean(axis=0)
+
+    def _fit_members(self, X: NDArray, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Fit every member, set its scale from its scores of ``rows``, and return these, shape (members, rows)."""
         rng = check_random_state(self.random_state)
         members = self.detectors
         if members is None:
             members = [IsolationForest(), RobustCovariance(), ReferenceNeighbours()]
         if not members or not all(isinstance(m, Detector) for m in members):
             raise ParameterError("Ensemble: detectors must be a non-empty list of detectors")
-        rows = np.arange(len(X))
-        if len(X) > SCALE_ROWS:
-            rows = np.sort(rng.choice(len(X), SCALE_ROWS, replace=False))
-        sample = np.ascontiguousarray(X[rows])
+        sample = X if rows.size == len(X) else np.ascontiguousarray(X[rows])
+        medians = np.median(sample, axis=0)
         self.detectors_: list[Detector] = []
         self.columns_: list[NDArray[np.int64]] = []
-        self.location_, self.scale_ = np.empty(len(members)), np.empty(len(members))
+        raw = np.empty((len(members), len(sample)))
         for i, member in enumerate(members):
             detector = clone(member)
             if "random_state" in detector.get_params(deep=False) and detector.random_state is None:
@@ -90,20 +98,22 @@ class Ensemble(Detector):
             detector._check_parameters()
             detector._fit(_take(X, columns))  # without a threshold of its own: that would score all rows once more
             detector.n_features_in_ = columns.size
-            detector.feature_medians_ = np.median(sample[:, columns], axis=0)
-            s = detector._score(_take(sample, columns))
-            q1, median, q3 = np.quantile(s, [0.25, 0.5, 0.75])
-            spread = q3 - q1 if q3 > q1 else s.std()
-            self.location_[i], self.scale_[i] = median, max(spread, 1e-12 * max(1.0, abs(median)))
+            detector.feature_medians_ = medians[columns]
+            raw[i] = detector._score(_take(sample, columns))
             self.detectors_.append(detector)
+        q1, median, q3 = np.quantile(raw, [0.25, 0.5, 0.75], axis=1)
+        spread = np.where(q3 > q1, q3 - q1, raw.std(axis=1))
+        self.location_, self.scale_ = median, np.maximum(spread, 1e-12 * np.maximum(1.0, np.abs(median)))
+        return raw
+
+    def _standardised(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
+        z = (raw - self.location_[:, None]) / self.scale_[:, None]
+        excess = np.maximum(np.abs(z) - CLIP, 0.0)
+        return np.clip(z, -CLIP, CLIP) + np.sign(z) * 1e-3 * np.log1p(excess)
 
     def _parts(self, X: NDArray) -> NDArray[np.float64]:
-        parts = np.empty((len(self.detectors_), len(X)))
-        for i, detector in enumerate(self.detectors_):
-            z = (detector._score(_take(X, self.columns_[i])) - self.location_[i]) / self.scale_[i]
-            excess = np.maximum(np.abs(z) - CLIP, 0.0)
-            parts[i] = np.clip(z, -CLIP, CLIP) + np.sign(z) * 1e-3 * np.log1p(excess)
-        return parts
+        pairs = zip(self.detectors_, self.columns_, strict=True)
+        return self._standardised(np.array([detector._score(_take(X, columns)) for detector, columns in pairs]))
 
     def _score(self, X: NDArray) -> NDArray[np.float64]:
         return self._parts(X).mean(axis=0)
