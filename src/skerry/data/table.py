@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Table", "first_line", "unique_names"]
 
-MAX_CELLS = 1 << 25  # in one batch: wide tables come in fewer rows
+MAX_CELLS = 1 << 23  # in one batch: wide tables come in fewer rows
 
 
 class Table:

@@ -1,4 +1,9 @@
-"""Parquet: one file, or several of one schema read as one table."""
+"""Parquet: one file, or several of one schema read as one table, with memory bounded by the batch.
+
+Arrow's default fetches the column chunks of every row group ahead and keeps them until the file is closed, so that a
+stream holds the whole file. Here each column is read through a small buffer instead: what is held is a page and a
+buffer per column, and the batch.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 __all__ = ["parquet_table"]
+
+READ_AHEAD = 16 << 20  # bytes in the buffers of all columns together
+MIN_BUFFER = 16 << 10
 
 
 def parquet_table(name: str, paths: list[str]) -> Table:
@@ -39,10 +47,11 @@ def parquet_table(name: str, paths: list[str]) -> Table:
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{path}: not a whole Parquet file ({first_line(error)}); fetch it again") from None
     assert schema is not None
+    buffer = max(MIN_BUFFER, min(1 << 20, READ_AHEAD // max(1, len(schema))))
 
     def stream(rows: int) -> Iterator[pl.DataFrame]:
         for path in paths:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, buffer_size=buffer, pre_buffer=False) as file:
                 try:
                     for batch in file.iter_batches(batch_size=rows):
                         yield pl.from_arrow(pa.Table.from_batches([batch]))
