@@ -77,6 +77,20 @@ def test_variance_one_gives_alpha_times_the_squared_error(table):
     np.testing.assert_allclose(model.anomaly_score(table), 0.3 * plain.anomaly_score(table), rtol=1e-9)
 
 
+def test_parts_of_an_explanation_mean_what_they_say(table):
+    model = AutoEncoder("apre", alpha=0.3, beta=4.0, epochs=5, n_models=2, random_state=0).fit(table)
+    target = table + 0.5
+    parts = model.explain_parts(table, target)
+    np.testing.assert_allclose(sum(p.sum(axis=1) for p in parts.values()), model.score_against(table, target))
+    assert (parts["reconstruction"] >= 0).all()
+    plain = model.explain_parts(table)
+    assert not plain["shift"].any()
+    np.testing.assert_array_equal(plain["uncertainty"], parts["uncertainty"])
+    model.set_params(beta=0.0)
+    np.testing.assert_allclose(model.anomaly_score(table), plain["reconstruction"].sum(axis=1))
+    assert not AutoEncoder("mse", epochs=2, n_models=1).fit(table).explain_parts(table)["uncertainty"].any()
+
+
 @pytest.mark.parametrize("loss", ["mse", "pre", "apre"])
 def test_explain_sums_to_the_score_and_the_target_counts(table, loss):
     model = fast(loss=loss).fit(table)

@@ -162,3 +162,15 @@ def test_scikit_learn_contract():
             MeanShift(PCA(), n_shifts=1, threshold="contamination:0.1"), on_skip=None, on_fail=None
         )
     assert not {r["check_name"]: repr(r["exception"])[:300] for r in results if r["status"] == "failed"}
+
+
+def test_the_share_of_the_shift_is_told_apart(table):
+    pytest.importorskip("torch", reason="needs the extra 'deep'")
+    from skerry.detect.tabular.autoencoder import AutoEncoder
+
+    model = MeanShift(AutoEncoder("mse", epochs=5, n_models=1, random_state=0), n_neighbors=5).fit(table)
+    parts = model.explain_parts(table)
+    np.testing.assert_allclose(sum(parts.values()), model.explain(table), atol=1e-9)
+    np.testing.assert_allclose(parts["reconstruction"], model.detector_.explain(table), atol=1e-9)
+    with pytest.raises(ParameterError, match="KNN has no explain_parts"):
+        MeanShift(KNN(), n_neighbors=5).fit(table).explain_parts(table)

@@ -139,11 +139,35 @@ class AutoEncoder(Detector):
 
     def explain_against(self, X: ArrayLike, target: ArrayLike) -> NDArray[np.float64]:
         """Return the terms of :meth:`score_against`, shape (n, d); rows sum to it."""
+        return np.sum(list(self.explain_parts(X, target).values()), axis=0)
+
+    def explain_parts(self, X: ArrayLike, target: ArrayLike | None = None) -> dict[str, NDArray[np.float64]]:
+        """Split the terms of the score by what they speak of.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+        target : array-like of shape (n, d), optional
+            As in :meth:`score_against`; without it ``X`` itself.
+
+        Returns
+        -------
+        dict of ndarray of shape (n, d), float64
+            "reconstruction", the weighted squared error against ``X``; "uncertainty", the logarithm of the
+            predicted variance; "shift", what measuring against ``target`` in place of ``X`` adds. The three sum to
+            :meth:`explain_against`.
+
+        Raises
+        ------
+        DataError
+            If the two differ in shape, or one cannot be scored.
+        """
         check_is_fitted(self)
-        X, target = self._check_X(X, reset=False), self._check_X(target, reset=False)
+        X = self._check_X(X, reset=False)
+        target = X if target is None else self._check_X(target, reset=False)
         if X.shape != target.shape:
             raise DataError(f"target has shape {target.shape}, X has {X.shape}")
-        return self._terms(X, target)
+        return self._parts(X, target)
 
     def _fit(self, X: NDArray) -> None:
         try:
@@ -233,21 +257,26 @@ class AutoEncoder(Detector):
             out[at : at + m] = a[:m]
         return out[:, :d], np.logaddexp(0.0, out[:, d:]) + FLOOR if out.shape[1] > d else None
 
-    def _terms(self, X: NDArray, target: NDArray) -> NDArray[np.float64]:
-        terms = np.zeros(X.shape)
+    def _parts(self, X: NDArray, target: NDArray) -> dict[str, NDArray[np.float64]]:
+        parts = {name: np.zeros(X.shape) for name in ("reconstruction", "uncertainty", "shift")}
         z, t = self._standardise(X), self._standardise(target)
         alpha, beta = (self.alpha, self.beta) if self.loss == "apre" else (1.0, 1.0)
         for layers in self.weights_:
             mu, v = self._output(layers, z)
-            error = (mu - t) ** 2
-            terms[:, self.columns_] += error if v is None else alpha * error / v + beta * np.log(v)
-        return terms / max(len(self.weights_), 1)
+            share = 1.0 / len(self.weights_) if v is None else alpha / v / len(self.weights_)
+            own = (mu - z) ** 2
+            parts["reconstruction"][:, self.columns_] += share * own
+            parts["shift"][:, self.columns_] += share * ((mu - t) ** 2 - own)
+            if v is not None:
+                parts["uncertainty"][:, self.columns_] += beta / len(self.weights_) * np.log(v)
+        return parts
 
     def _explain(self, X: NDArray) -> NDArray[np.float64]:
-        return self._terms(X, X)
+        parts = self._parts(X, X)
+        return parts["reconstruction"] + parts["uncertainty"]
 
     def _score(self, X: NDArray) -> NDArray[np.float64]:
-        return self._terms(X, X).sum(axis=1)
+        return self._explain(X).sum(axis=1)
 
 
 def _encoder(d: int, hidden) -> list[int]:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from numbers import Integral, Real
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
 
 from skerry.core.detector import HUGE, Detector
+from skerry.core.errors import ParameterError
 from skerry.kernels.mean_shift import MeanShifter
 
 __all__ = ["MeanShift"]
@@ -96,6 +98,25 @@ class MeanShift(Detector):
         parts = [self.detector_.anomaly_score(X), self._moved(X)[1].sum(axis=1)]
         self.centres_ = np.array([np.median(p) for p in parts])
         self.spreads_ = np.array([_spread(p) for p in parts])
+
+    def explain_parts(self, X: ArrayLike) -> dict[str, NDArray[np.float64]]:
+        """Split :meth:`explain` of a wrapped reconstruction detector into its parts, each of shape (n, d).
+
+        Returns
+        -------
+        dict of ndarray
+            "reconstruction" and "uncertainty" as of the detector alone, and "shift", what the shifted target adds.
+
+        Raises
+        ------
+        ParameterError
+            If the wrapped detector reconstructs nothing and so has no such parts.
+        """
+        check_is_fitted(self)
+        if not hasattr(self.detector_, "explain_parts"):
+            raise ParameterError(f"{type(self.detector_).__name__} has no explain_parts; use explain")
+        X = self._check_X(X, reset=False)
+        return self.detector_.explain_parts(X, self._moved(X)[0] if self.stages_ else None)
 
     def _moved(self, X: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the shifted rows in the unit of X, and the squared shift of each column in deviations."""
