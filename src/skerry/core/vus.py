@@ -2,13 +2,16 @@
 
 Paparrizos et al., "Volume Under the Surface" (PVLDB 15(11), 2022). Around every anomaly a buffer of ``window / 2``
 steps on each side gets a soft label ``sqrt(1 - distance / window)`` (eq. 1; overlapping buffers add up to at most
-1). With ``TP`` the sum of soft labels of the flagged steps and ``P`` the mean of the sums of hard and soft labels:
+1). With ``TP`` the sum of the labels of the flagged steps, ``Y`` the number of anomalous steps and ``B`` the sum of
+the soft labels in the buffers:
 
-* recall is ``min(TP / P, 1)`` times the share of anomalies (with buffer) that hold a flagged step,
+* recall is ``min(TP / (Y + B / 2), 1)`` times the share of anomalies (with buffer) that hold a flagged step,
 * precision is ``TP`` over the number of flagged steps,
-* the false-positive rate is ``(flagged - TP) / (T - P)``.
+* the false-positive rate is ``(flagged - TP) / (T - Y - B / 2)``.
 
-The area under the ROC or PR curve of these is the range-AUC; its mean over the windows 0..L is the VUS.
+The area under the ROC or PR curve of these is the range-AUC; its mean over the windows 0..L is the VUS. In the
+paper ``B`` runs over the whole buffer, so that an alarm pays for buffer it leaves out; the authors' code since
+2024, and TSB-AD, the benchmark made with it, count only the flagged part. That is the default here.
 
 Only steps within reach of an anomaly change ``TP``, so the curves are followed over these steps alone, at every
 distinct score; the steps between two of them add a rectangle. And since every soft label is at least ``sqrt(1/2)``,
@@ -18,6 +21,7 @@ two overlapping buffers always add up to 1: the two nearest edges of a step are 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,7 +47,12 @@ def check_label_and_scores(y: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.
 
 
 def range_areas(
-    y: ArrayLike, scores: ArrayLike, windows: int | Sequence[int], n_thresholds: int | None = None
+    y: ArrayLike,
+    scores: ArrayLike,
+    windows: int | Sequence[int],
+    *,
+    buffer: Literal["flagged", "all"] = "flagged",
+    n_thresholds: int | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the range-AUC for ROC and PR at every buffer in ``windows``.
 
@@ -55,12 +64,11 @@ def range_areas(
         Higher = more anomalous.
     windows : int or sequence of int >= 0
         Widths of the buffer, in steps; half lies before an anomaly and half after. 0 is no buffer.
+    buffer : {"flagged", "all"}, default "flagged"
+        The part of the buffer that recall asks for; "all" is the paper of 2022.
     n_thresholds : int, optional
-        None: every distinct score is a threshold, and precision is summed over the steps of recall as in
-        ``average_precision``, so that a constant score is worth the share of anomalies. A number: so many
-        thresholds, equally spaced in rank, and trapezoids from precision 1 at recall 0. The authors' code does
-        that with 250; use it only to compare with published figures, for there a constant score is worth more
-        than one half.
+        None: every distinct score is a threshold. A number: so many, equally spaced in rank, as the authors' code
+        does with 250; use it only to reproduce figures of others, for it passes over rare anomalies.
 
     Returns
     -------
@@ -71,7 +79,7 @@ def range_areas(
     DataError
         For one class only, unequal lengths, or a NaN score; the message names the row.
     ParameterError
-        For a negative window or fewer than 2 thresholds.
+        For a negative window, an unknown ``buffer`` or fewer than 2 thresholds.
 
     Examples
     --------
@@ -85,26 +93,28 @@ def range_areas(
     widths = np.atleast_1d(np.asarray(windows))
     if widths.ndim != 1 or widths.size == 0 or widths.dtype.kind not in "iu" or widths.min() < 0:
         raise ParameterError(f"windows must be whole numbers of at least 0, got {windows!r}")
+    if buffer not in ("flagged", "all"):
+        raise ParameterError(f"buffer must be 'flagged' or 'all', got {buffer!r}")
     if n_thresholds is not None and n_thresholds < 2:
         raise ParameterError(f"n_thresholds must be at least 2, got {n_thresholds!r}")
     curves = _Curves(label, s, int(widths.max()) // 2)
-    areas = [curves.areas(int(w), n_thresholds) for w in widths]
+    areas = [curves.areas(int(w), buffer == "all", n_thresholds) for w in widths]
     return np.array([a[0] for a in areas]), np.array([a[1] for a in areas])
 
 
-def range_auc_roc(y: ArrayLike, scores: ArrayLike, window: int = 100, n_thresholds: int | None = None) -> float:
-    """Return the range-AUC of the ROC curve at one buffer; see :func:`range_areas`.
+def range_auc_roc(y: ArrayLike, scores: ArrayLike, window: int = 100, **options: Any) -> float:
+    """Return the range-AUC of the ROC curve at one buffer; the options are those of :func:`range_areas`.
 
     Examples
     --------
     >>> range_auc_roc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], window=0)
     0.75
     """
-    return float(range_areas(y, scores, window, n_thresholds)[0][0])
+    return float(range_areas(y, scores, window, **options)[0][0])
 
 
-def range_auc_pr(y: ArrayLike, scores: ArrayLike, window: int = 100, n_thresholds: int | None = None) -> float:
-    """Return the range-AUC of the precision-recall curve at one buffer; see :func:`range_areas`.
+def range_auc_pr(y: ArrayLike, scores: ArrayLike, window: int = 100, **options: Any) -> float:
+    """Return the range-AUC of the precision-recall curve at one buffer; the options are those of :func:`range_areas`.
 
     Without a buffer and with one anomaly it is the average precision.
 
@@ -113,10 +123,10 @@ def range_auc_pr(y: ArrayLike, scores: ArrayLike, window: int = 100, n_threshold
     >>> round(range_auc_pr([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], window=0), 4)
     0.8333
     """
-    return float(range_areas(y, scores, window, n_thresholds)[1][0])
+    return float(range_areas(y, scores, window, **options)[1][0])
 
 
-def vus_roc(y: ArrayLike, scores: ArrayLike, window: int = 100, n_thresholds: int | None = None) -> float:
+def vus_roc(y: ArrayLike, scores: ArrayLike, window: int = 100, **options: Any) -> float:
     """Return the mean of :func:`range_auc_roc` over the buffers 0, 1, ..., ``window``.
 
     Examples
@@ -124,10 +134,10 @@ def vus_roc(y: ArrayLike, scores: ArrayLike, window: int = 100, n_thresholds: in
     >>> vus_roc([0, 0, 0, 1, 1, 0, 0, 0], [0, 0, 1, 5, 5, 1, 0, 0], window=2) > 0.95
     True
     """
-    return float(range_areas(y, scores, np.arange(window + 1), n_thresholds)[0].mean())
+    return float(range_areas(y, scores, np.arange(window + 1), **options)[0].mean())
 
 
-def vus_pr(y: ArrayLike, scores: ArrayLike, window: int = 100, n_thresholds: int | None = None) -> float:
+def vus_pr(y: ArrayLike, scores: ArrayLike, window: int = 100, **options: Any) -> float:
     """Return the mean of :func:`range_auc_pr` over the buffers 0, 1, ..., ``window``.
 
     Examples
@@ -135,7 +145,7 @@ def vus_pr(y: ArrayLike, scores: ArrayLike, window: int = 100, n_thresholds: int
     >>> vus_pr([0, 0, 0, 1, 1, 0, 0, 0], [0, 0, 1, 5, 5, 1, 0, 0], window=2) > 0.95
     True
     """
-    return float(range_areas(y, scores, np.arange(window + 1), n_thresholds)[1].mean())
+    return float(range_areas(y, scores, np.arange(window + 1), **options)[1].mean())
 
 
 class _Curves:
@@ -156,7 +166,7 @@ class _Curves:
         self.n_end = self.flagged[used].astype(np.float64)
         self.n_before = self.n_end - size[used]
         hard = label[self.zone]
-        self.base = np.bincount(place[hard], minlength=used.size).astype(np.float64)
+        self.hard = np.cumsum(np.bincount(place[hard], minlength=used.size)).astype(np.float64)
         self.soft_place = place[~hard]
         t = self.zone[~hard]
         self.near, self.second = self._edge_distances(t)
@@ -171,18 +181,19 @@ class _Curves:
         d.partition(1, axis=0)
         return d[0], d[1]
 
-    def areas(self, window: int, n_thresholds: int | None) -> tuple[float, float]:
+    def areas(self, window: int, whole: bool, n_thresholds: int | None) -> tuple[float, float]:
         half = window // 2
-        label_sum = float((self.stops - self.starts).sum())
-        gain = self.base
+        gain = np.zeros(self.used.size)  # of soft labels, at each threshold
         if half:
             soft = np.where(self.near <= half, np.sqrt(np.maximum(1.0 - self.near / window, 0.0)), 0.0)
             soft[self.second <= half] = 1.0
-            gain = gain + np.bincount(self.soft_place, weights=soft, minlength=gain.size)
-        tp = np.cumsum(gain)
-        positives = (label_sum + tp[-1]) / 2.0
-        negatives = self.n - positives
-        tpr = np.minimum(tp / positives, 1.0) * self._found(half)
+            gain = np.bincount(self.soft_place, weights=soft, minlength=gain.size)
+        buffered = np.cumsum(gain)
+        tp = np.r_[0.0, self.hard + buffered]  # 0: nothing flagged yet
+        positives = self.hard[-1] + (buffered[-1] if whole else np.r_[0.0, buffered]) / 2.0
+        tpr = np.minimum(tp / positives, 1.0)
+        tpr[1:] *= self._found(half)
+        negatives = np.broadcast_to(self.n - positives, tp.shape)
         if n_thresholds is None:
             return self._exact(tp, tpr, negatives)
         return self._sampled(tp, tpr, negatives, n_thresholds)
@@ -196,22 +207,20 @@ class _Curves:
         earliest = np.minimum.reduceat(np.r_[self.place, self.used.size], bounds)[::2]
         return np.cumsum(np.bincount(earliest, minlength=self.used.size)) / first.size
 
-    def _exact(self, tp: NDArray, tpr: NDArray, negatives: float) -> tuple[float, float]:
-        tp_before, tpr_before = np.r_[0.0, tp[:-1]], np.r_[0.0, tpr[:-1]]
-        fp_before, fp = self.n_before - tp_before, self.n_end - tp
-        between = np.sum((fp_before - np.r_[0.0, fp[:-1]]) * tpr_before)  # not @: BLAS threads would change the sum
-        steps = np.sum((fp - fp_before) * (tpr + tpr_before)) / 2.0
-        fp_all = self.n - tp[-1]
-        rest = (fp_all - fp[-1]) * tpr[-1] + (negatives - fp_all) * (1.0 + tpr[-1]) / 2.0
-        return float((between + steps + rest) / negatives), float(np.sum((tpr - tpr_before) * tp / self.n_end))
+    def _exact(self, tp: NDArray, tpr: NDArray, negatives: NDArray) -> tuple[float, float]:
+        at = (np.r_[0.0, self.n_end] - tp) / negatives  # false-positive rate at each threshold, and just before it
+        before = (self.n_before - tp[:-1]) / negatives[:-1]
+        between = np.sum((before - at[:-1]) * tpr[:-1])  # not @: the number of BLAS threads would change the sum
+        steps = np.sum((at[1:] - before) * (tpr[1:] + tpr[:-1])) / 2.0
+        end = (self.n - tp[-1]) / negatives[-1]
+        rest = (end - at[-1]) * tpr[-1] + (1.0 - end) * (1.0 + tpr[-1]) / 2.0
+        return float(between + steps + rest), float(np.sum(np.diff(tpr) * tp[1:] / self.n_end))
 
-    def _sampled(self, tp: NDArray, tpr: NDArray, negatives: float, n_thresholds: int) -> tuple[float, float]:
+    def _sampled(self, tp: NDArray, tpr: NDArray, negatives: NDArray, n_thresholds: int) -> tuple[float, float]:
         ranks = np.linspace(0, self.n - 1, n_thresholds).astype(np.int64)
         group = np.searchsorted(self.flagged, ranks, side="right")
-        at = np.searchsorted(self.used, group, side="right")
-        true, rate, flagged = np.r_[0.0, tp][at], np.r_[0.0, tpr][at], self.flagged[group]
-        rate, precision = np.r_[0.0, rate, 1.0], np.r_[1.0, true / flagged]
-        fpr = np.r_[0.0, (flagged - true) / negatives, 1.0]
+        i = np.searchsorted(self.used, group, side="right")
+        flagged, rate = self.flagged[group], np.r_[0.0, tpr[i], 1.0]
+        fpr = np.r_[0.0, (flagged - tp[i]) / negatives[i], 1.0]
         roc = np.sum(np.diff(fpr) * (rate[1:] + rate[:-1])) / 2.0
-        pr = np.sum(np.diff(rate[:-1]) * (precision[1:] + precision[:-1])) / 2.0
-        return float(roc), float(pr)
+        return float(roc), float(np.sum(np.diff(rate[:-1]) * tp[i] / flagged))
