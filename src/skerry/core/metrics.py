@@ -9,9 +9,22 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from skerry.core.affiliation import affiliation
 from skerry.core.errors import DataError
+from skerry.core.series_metrics import (
+    average_detection_delay,
+    nab_score,
+    point_adjusted_f1,
+    range_f1,
+    range_precision,
+    range_recall,
+    ucr_hit,
+)
+from skerry.core.vus import range_auc_pr, range_auc_roc, vus_pr, vus_roc
 
 __all__ = ["average_precision", "best_f1", "fpr_at_tpr", "precision_at_k", "roc_auc"]
+__all__ += ["affiliation", "average_detection_delay", "nab_score", "point_adjusted_f1", "range_auc_pr", "range_auc_roc"]
+__all__ += ["range_f1", "range_precision", "range_recall", "ucr_hit", "vus_pr", "vus_roc"]
 
 
 def _check(y: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -49,7 +49,7 @@ def check_label_and_scores(y: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.
 def range_areas(
     y: ArrayLike,
     scores: ArrayLike,
-    windows: int | Sequence[int],
+    windows: int | Sequence[int] | NDArray[np.int64],
     *,
     buffer: Literal["flagged", "all"] = "flagged",
     n_thresholds: int | None = None,
@@ -187,7 +187,7 @@ class _Curves:
         if half:
             soft = np.where(self.near <= half, np.sqrt(np.maximum(1.0 - self.near / window, 0.0)), 0.0)
             soft[self.second <= half] = 1.0
-            gain = np.bincount(self.soft_place, weights=soft, minlength=gain.size)
+            gain += np.bincount(self.soft_place, weights=soft, minlength=gain.size)
         buffered = np.cumsum(gain)
         tp = np.r_[0.0, self.hard + buffered]  # 0: nothing flagged yet
         positives = self.hard[-1] + (buffered[-1] if whole else np.r_[0.0, buffered]) / 2.0
