@@ -9,6 +9,8 @@ from skerry.core.lazy import lazy_package
 _HOME = "skerry.train.nn."
 NAMES = {
     "ClippedSoftmax": _HOME + "softmax",
+    "GatedAttention": _HOME + "attention",
+    "HeadGate": _HOME + "gates",
     "clipped_softmax": _HOME + "softmax",
 }
 
