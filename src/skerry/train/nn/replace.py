@@ -1,0 +1,152 @@
+"""Find the layer norms of any network and put another norm in their place.
+
+Recognised are ``torch.nn.LayerNorm`` and ``RMSNorm``, the norms of this package, and foreign classes whose name ends in
+``LayerNorm`` or ``RMSNorm`` and whose gain is a vector (those of ``transformers``, for one).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from skerry.core.errors import ModelError
+
+__all__ = ["find_norms", "replace_norms"]
+
+_NAMES = re.compile(r"(LayerNorm|RMSNorm|^UnifiedNorm|^DyT|^GatedNorm|^GatedDyT)$")
+_QUERY_KEY = re.compile(r"(^|\.)(q|k|query|key)_(norm|layernorm|layer_norm|ln)$")
+
+
+def _width(module: nn.Module) -> int | None:
+    """Return how many channels a norm acts on; None if the module is no norm over the last axis."""
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return module.normalized_shape[0] if len(module.normalized_shape) == 1 else None
+    if not _NAMES.search(type(module).__name__):
+        return None
+    if isinstance(getattr(module, "dim", None), int):
+        return module.dim
+    weight = getattr(module, "weight", None)
+    return len(weight) if isinstance(weight, torch.Tensor) and weight.dim() == 1 else None
+
+
+def find_norms(
+    model: nn.Module, match: str | Callable[[str, nn.Module], bool] | None = None
+) -> dict[str, tuple[nn.Module, int]]:
+    """Return the norms of ``model``: name to (module, width), outermost only.
+
+    Parameters
+    ----------
+    model : Module
+    match : str or callable, optional
+        A regular expression that the name must contain, or a function of name and module. Default: all but the norms
+        of queries and keys (``q_norm``, ``k_norm`` and their like), which are no part of the residual stream.
+
+    Raises
+    ------
+    ModelError
+        If no norm is found: a network that stays as it was would be a silent failure.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> {name: width for name, (_, width) in find_norms(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))).items()}
+    {'1': 4}
+    """
+    if match is None:
+
+        def wanted(name: str, module: nn.Module) -> bool:
+            return not _QUERY_KEY.search(name)
+
+    elif isinstance(match, str):
+
+        def wanted(name: str, module: nn.Module) -> bool:
+            return bool(re.search(match, name))
+
+    else:
+        wanted = match
+    found: dict[str, tuple[nn.Module, int]] = {}
+    inside: tuple[str, ...] = ()
+    for name, module in model.named_modules(remove_duplicate=False):
+        if name.startswith(inside):
+            continue
+        width = _width(module)
+        if width is not None:
+            inside += (name + ".",)
+            if wanted(name, module):
+                found[name] = (module, width)
+    if not found:
+        raise ModelError(
+            f"no norm found in {type(model).__name__}{'' if match is None else ' that matches'}: "
+            "LayerNorm, RMSNorm and modules of such names are known"
+        )
+    return found
+
+
+def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` at ``name``, in the mode of what was there."""
+    parent, _, own = name.rpartition(".")
+    old = model.get_submodule(name)
+    setattr(model.get_submodule(parent), own, module.train(old.training))
+
+
+def replace_norms(
+    model: nn.Module,
+    factory: Callable[[int], nn.Module],
+    match: str | Callable[[str, nn.Module], bool] | None = None,
+    *,
+    copy_affine: bool = False,
+) -> nn.Module:
+    """Replace every norm of ``model``, in place, by ``factory(width)``.
+
+    The positions, the device and the dtype stay. What the old norm computed does not: LayerNorm subtracts a mean that
+    the norms of this package keep, so that a converted network must be trained on, some hundred steps at least.
+
+    Parameters
+    ----------
+    model : Module
+        Not itself a norm.
+    factory : callable
+        From a width to a module, such as ``lambda width: UnifiedNorm(width, warmup=100)`` or a class.
+    match : str or callable, optional
+        Which norms; see :func:`find_norms`.
+    copy_affine : bool, default False
+        For fine-tuning: take over gain and bias where the new norm has a parameter of that name and shape.
+
+    Returns
+    -------
+    Module
+        The same object.
+
+    Raises
+    ------
+    ModelError
+        If no norm is found, or ``model`` is one.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> replace_norms(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2)), nn.RMSNorm)[0]
+    RMSNorm((4,), eps=None, elementwise_affine=True)
+    """
+    shared: dict[int, nn.Module] = {}  # one norm used at two places stays one norm
+    for name, (old, width) in find_norms(model, match).items():
+        if not name:
+            raise ModelError("the model is itself a norm: call the factory in its stead")
+        for parameter in old.parameters():
+            place = {"device": parameter.device, "dtype": parameter.dtype}
+            break
+        else:
+            first = next(model.parameters(), torch.empty(0))
+            place = {"device": first.device, "dtype": first.dtype}
+        new = shared.setdefault(id(old), factory(width).to(**place))
+        if copy_affine:
+            inner = getattr(new, "norm", new)
+            for key, value in old.named_parameters(recurse=False):
+                target = getattr(inner, key, None)
+                if isinstance(target, torch.Tensor) and target.shape == value.shape:
+                    target.data.copy_(value.data)
+        set_module(model, name, new)
+    return model
