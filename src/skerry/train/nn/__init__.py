@@ -9,9 +9,22 @@ from skerry.core.lazy import lazy_package
 _HOME = "skerry.train.nn."
 NAMES = {
     "ClippedSoftmax": _HOME + "softmax",
+    "DyT": _HOME + "dyt",
+    "EmbeddingProjection": _HOME + "embedding_projection",
     "GatedAttention": _HOME + "attention",
+    "GatedDyT": _HOME + "dyt",
+    "GatedNorm": _HOME + "gated_norm",
     "HeadGate": _HOME + "gates",
+    "LowRankGate": _HOME + "gated_norm",
+    "PreAffineRMSNorm": _HOME + "pre_affine",
+    "ProjectedEmbedding": _HOME + "embedding_projection",
+    "ProjectedHead": _HOME + "embedding_projection",
+    "ResidualClip": _HOME + "residual_clip",
+    "SingleScaleRMSNorm": _HOME + "single_scale_norm",
+    "absorb_embedding_projection": _HOME + "embedding_projection",
     "clipped_softmax": _HOME + "softmax",
+    "find_norms": _HOME + "replace",
+    "replace_norms": _HOME + "replace",
 }
 
 __getattr__, __dir__, __all__ = lazy_package(__name__, NAMES)
