@@ -95,3 +95,39 @@ def test_a_row_counter_is_left_out_of_a_sample_too():
     encoder = TableEncoder().fit(frame, positions=rows)
     assert [r.kind for r in encoder.report_] == ["identifier", "identifier", "numeric"]
     assert TableEncoder().fit(frame).report_[0].kind == "numeric"  # where the places are not known, it stays
+
+
+def test_a_date_means_the_same_typed_as_text_and_in_its_time_zone():
+    stamps = [dt.datetime(2024, 1, 1, 9) + dt.timedelta(days=i, hours=i % 5) for i in range(60)]
+    typed = pl.DataFrame({"t": stamps})
+    text = pl.DataFrame({"t": [s.strftime("%Y-%m-%d %H:%M:%S") for s in stamps]})
+    zoned = typed.with_columns(pl.col("t").dt.replace_time_zone("America/New_York"))
+    encoder = TableEncoder().fit(typed)
+    for other in (text, zoned, typed.cast(pl.Datetime("ns"))):
+        np.testing.assert_array_equal(encoder.transform(other), encoder.transform(typed))
+        np.testing.assert_array_equal(TableEncoder().fit(other).transform(typed), encoder.transform(typed))
+    # the hour of the reason is the hour that was counted
+    late = dt.datetime(2024, 1, 20, 23, tzinfo=dt.timezone(dt.timedelta(hours=-5)))
+    assert "the hour 23 occurs in less than" in TableEncoder().fit(zoned).reason("t", late)
+
+
+def test_types_that_change_between_fitting_and_scoring():
+    encoder = TableEncoder().fit(pl.DataFrame({"n": [1.5, 2.0, 4.0], "b": [True, False, True]}))
+    same = pl.DataFrame({"n": ["1.5", "2.0", " 4,0.0"], "b": [1, 0, 1]})
+    np.testing.assert_array_equal(
+        encoder.transform(same), encoder.transform(pl.DataFrame({"n": [1.5, 2.0, 40.0], "b": [True, False, True]}))
+    )
+    assert encoder.reason("b", 1) == encoder.reason("b", True)
+    dates = pl.DataFrame({"n": [dt.date(2024, 1, 1)], "b": [True]})
+    with pytest.raises(DataError, match="column 'n' holds Date where numbers were in fitting"):
+        encoder.transform(dates)
+
+
+def test_names_that_collide_are_told_apart():
+    frame = pl.DataFrame({"a": [1.0, None, 3.0], "a is missing": [5.0, 6.0, 8.0], "c": ["(missing)", None, "x"]})
+    encoder = TableEncoder().fit(frame)
+    assert encoder.get_feature_names_out().tolist() == [
+        "a", "a is missing", "a is missing'", "c=(missing)", "c=(missing)'", "c=x",
+    ]  # fmt: skip
+    assert [r.features for r in encoder.report_][1] == ("a is missing'",)
+    assert encoder.weighted_.tolist() == [False, True, False, True, True, True]

@@ -94,12 +94,14 @@ class TableEncoder(TransformerMixin, BaseEstimator):
                 twin = twin_of(frame, name, seen)
                 if twin is not None:
                     plan = plan | {"kind": "drop", "label": "duplicate", "note": f"equal to {twin!r}"}
-            features = feature_names(name, plan)
-            for feature in features:
-                if feature in self.feature_column_:
-                    raise DataError(f"column {name!r} makes the feature {feature!r}, which exists; rename the column")
+            features = []
+            names = feature_names(name, plan)
+            for i, feature in enumerate(names):
+                weighted.append(plan["kind"] == "few" or (i == len(names) - 1 and plan.get("indicator", False)))
+                while feature in self.feature_column_:  # a column may be called what another column makes
+                    feature += "'"
                 self.feature_column_[feature] = name
-                weighted.append(plan["kind"] == "few" or feature.endswith(" is missing"))
+                features.append(feature)
             self.plan_[name] = plan
             self.report_.append(
                 ColumnReport(

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skerry.data.encoder_values import CLIP, days_since_1970, float_values, level_of, parse_dates, parse_numbers
+from skerry.data.encoder_values import (
+    CLIP,
+    DATE_FORMATS,
+    MISSING,
+    days_since_1970,
+    float_values,
+    level_of,
+    parse_dates,
+    parse_numbers,
+)
 from skerry.data.encoder_words import show
 
 if TYPE_CHECKING:
@@ -21,14 +30,6 @@ MISSING_SHARE = 0.005
 ID_SHARE = 0.95
 PARSED_SHARE = 0.95
 N_QUANTILES = 2001
-DATE_FORMATS = (
-    "%Y-%m-%d %H:%M:%S",
-    "%Y-%m-%dT%H:%M:%S",
-    "%Y-%m-%dT%H:%M",
-    "%Y-%m-%d %H:%M",
-    "%Y-%m-%d",
-    "%d/%m/%Y",
-)
 
 
 def plan_column(s: pl.Series) -> dict[str, Any]:
@@ -214,7 +215,7 @@ def feature_names(name: str, plan: dict[str, Any]) -> list[str]:
 
 
 def _shown(level: str) -> str:
-    return "(missing)" if level == "\x00missing" else level
+    return "(missing)" if level == MISSING else level
 
 
 def action_of(plan: dict[str, Any]) -> str:

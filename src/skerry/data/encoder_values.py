@@ -14,9 +14,29 @@ from skerry.core.errors import DataError
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["CLIP", "days_since_1970", "encode_column", "float_values", "level_of", "parse_dates", "parse_numbers"]
+__all__ = [
+    "CLIP",
+    "DATE_FORMATS",
+    "MISSING",
+    "days_since_1970",
+    "encode_column",
+    "float_values",
+    "level_of",
+    "parse_dates",
+    "parse_numbers",
+    "text_of",
+]
 
 CLIP = 1e100  # larger magnitudes overflow when squared and summed
+MISSING = "\x00missing"  # the level of what is missing: no text begins with a null character
+DATE_FORMATS = (
+    "%Y-%m-%d %H:%M:%S",
+    "%Y-%m-%dT%H:%M:%S",
+    "%Y-%m-%dT%H:%M",
+    "%Y-%m-%d %H:%M",
+    "%Y-%m-%d",
+    "%d/%m/%Y",
+)
 
 
 def encode_column(s: pl.Series, plan: dict[str, Any]) -> Iterable[NDArray[np.float64]]:
@@ -25,9 +45,10 @@ def encode_column(s: pl.Series, plan: dict[str, Any]) -> Iterable[NDArray[np.flo
 
     kind = plan["kind"]
     if kind in ("few", "many"):
-        text = s.cast(pl.String)
-        text = text.str.strip_chars()
-        text = text.set(text == "", None).fill_null("\x00missing")
+        text = text_of(
+            s if plan["label"] != "boolean" or not s.dtype.is_numeric() else s.cast(pl.Boolean), "categories"
+        )
+        text = text.set(text == "", None).fill_null(MISSING)
         if kind == "many":
             rarest = -math.log(0.5 / plan["n"])
             table = {v: -math.log(share) for v, share in plan["shares"].items()}
@@ -45,20 +66,11 @@ def encode_column(s: pl.Series, plan: dict[str, Any]) -> Iterable[NDArray[np.flo
             yield ~known * weight
         return
     if kind == "date":
-        stamps = parse_dates(s.cast(pl.String).str.strip_chars(), plan["format"]) if "format" in plan else s
-        if stamps.dtype == pl.String:
-            raise DataError(f"column {s.name!r} holds text where dates were in fitting")
-        x = days_since_1970(stamps)
+        x = _dates(s, plan)
     elif kind == "text":
-        x = float_values(s.cast(pl.String).str.strip_chars().str.len_chars())
-    elif s.dtype == pl.Duration:
-        x = float_values(s.dt.total_seconds(fractional=True))
-    elif s.dtype == pl.Time:
-        x = float_values(s.cast(pl.Int64) / 3.6e12)
-    elif s.dtype == pl.String:
-        x = float_values(parse_numbers(s.str.strip_chars()))
+        x = float_values(text_of(s, "text").str.len_chars())
     else:
-        x = float_values(s)
+        x = _numbers(s)
     missing = np.isnan(x)
     # an infinity becomes the extreme finite value seen in fitting
     x = np.where(np.isposinf(x), plan["high"], np.where(np.isneginf(x), plan["low"], x))
@@ -75,6 +87,49 @@ def encode_column(s: pl.Series, plan: dict[str, Any]) -> Iterable[NDArray[np.flo
         yield missing.astype(np.float64)
 
 
+def text_of(s: pl.Series, wanted: str) -> pl.Series:
+    """Return a column as stripped text; ``wanted`` says in the error what the model was fitted on."""
+    import polars as pl
+
+    if s.dtype.is_nested() or s.dtype in (pl.Binary, pl.Object) or s.dtype == pl.Duration:  # polars words none of them
+        raise _changed(s, wanted)
+    return s.cast(pl.String).str.strip_chars()
+
+
+def _numbers(s: pl.Series) -> NDArray[np.float64]:
+    import polars as pl
+
+    if s.dtype == pl.Duration:
+        return float_values(s.dt.total_seconds(fractional=True))
+    if s.dtype == pl.Time:
+        return float_values(s.cast(pl.Int64) / 3.6e12)
+    if s.dtype.is_numeric() or s.dtype in (pl.Boolean, pl.Null):
+        return float_values(s)
+    if s.dtype.is_temporal():
+        raise _changed(s, "numbers")
+    return float_values(parse_numbers(text_of(s, "numbers")))
+
+
+def _dates(s: pl.Series, plan: dict[str, Any]) -> NDArray[np.float64]:
+    import polars as pl
+
+    if s.dtype == pl.Date or s.dtype == pl.Datetime:
+        return days_since_1970(s)
+    if s.dtype == pl.Null:
+        return np.full(len(s), np.nan)
+    if s.dtype not in (pl.String, pl.Categorical, pl.Enum):
+        raise _changed(s, "dates")
+    text = text_of(s, "dates")
+    stamps = pl.Series(s.name, [None] * len(s), dtype=pl.Datetime("us"))
+    for form in [plan["format"]] if "format" in plan else DATE_FORMATS:  # typed dates then, text now
+        stamps = stamps.zip_with(stamps.is_not_null(), parse_dates(text, form))
+    return days_since_1970(stamps)
+
+
+def _changed(s: pl.Series, wanted: str) -> DataError:
+    return DataError(f"column {s.name!r} holds {s.dtype} where {wanted} were in fitting; convert it or fit anew")
+
+
 def float_values(s: pl.Series) -> NDArray[np.float64]:
     """Return a column as float64, NaN where it is missing or no number."""
     import polars as pl
@@ -86,13 +141,17 @@ def days_since_1970(s: pl.Series) -> NDArray[np.float64]:
     """Return dates as days, the hour being the fraction."""
     import polars as pl
 
-    micro = s.cast(pl.Datetime("us")).dt.replace_time_zone(None).cast(pl.Int64)
+    if s.dtype == pl.Date:
+        s = s.cast(pl.Datetime("us"))
+    micro = s.dt.replace_time_zone(None).dt.cast_time_unit("us").cast(pl.Int64)  # the wall clock, as people read it
     return float_values(micro) / 86_400e6
 
 
 def level_of(value: Any) -> str:
-    """Levels are text; missing is a level of its own (no text holds a null character)."""
-    return "\x00missing" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    """Levels are stripped text; missing is a level of its own."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return MISSING if value is None else str(value).strip() or MISSING
 
 
 def parse_numbers(s: pl.Series) -> pl.Series:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from skerry.data.encoder_values import level_of
+from skerry.data.encoder_values import DATE_FORMATS, level_of
 
 __all__ = ["reason", "show"]
 
@@ -22,13 +23,15 @@ def reason(column: str, value: Any, plan: dict[str, Any]) -> str:
     if kind == "drop":
         return f"`{column}` is left out ({plan['label']})"
     if kind in ("numeric", "text"):
-        number = _number(value) if kind == "numeric" else (None if value is None else float(len(str(value))))
+        number = _number(value) if kind == "numeric" else (None if value is None else float(len(str(value).strip())))
         if number is None or math.isnan(number):
             return f"`{column}` is missing (so in {_percent(plan['missing'])} of rows)"
         what = f"`{column}` {show(number)}" if kind == "numeric" else f"`{column}` of {show(number)} characters"
         return f"{what} is {_place(number, np.asarray(plan['quantiles']))}"
     if kind == "date":
         return _reason_date(column, value, plan)
+    if plan["label"] == "boolean" and isinstance(value, (int, float)):
+        value = bool(value)
     shown = "missing" if value is None else repr(value) if isinstance(value, str) else str(value).lower()
     share = plan["shares"].get(level_of(value), 0.0)
     if share == 0.0:
@@ -54,7 +57,9 @@ def _number(value: Any) -> float | None:
 
 def show(x: float) -> str:
     """Return a number as a person reads it."""
-    if x == round(x) and abs(x) < 1e15:
+    if math.isinf(x):
+        return "infinity" if x > 0 else "-infinity"
+    if abs(x) < 1e15 and x == round(x):
         return f"{int(x):,}"
     return f"{x:,.2f}" if 1 <= abs(x) < 1e15 else f"{x:.4g}"
 
@@ -89,12 +94,18 @@ def _place(x: float, quantiles: NDArray[np.float64]) -> str:
     return f"unusual beside the row's other values ({_percent(equal)} of rows have it)"
 
 
-def _reason_date(column: str, value: Any, plan: dict[str, Any]) -> str:
-    if isinstance(value, str) and "format" in plan:
+def _date_of(text: str, formats: Iterable[str]) -> dt.datetime | None:
+    for form in formats:
         try:
-            value = dt.datetime.strptime(value.strip(), plan["format"])
+            return dt.datetime.strptime(text, form)
         except ValueError:
-            value = None
+            continue
+    return None
+
+
+def _reason_date(column: str, value: Any, plan: dict[str, Any]) -> str:
+    if isinstance(value, str):
+        value = _date_of(value.strip(), [plan["format"]] if "format" in plan else DATE_FORMATS)
     if value is None:
         return f"`{column}` is missing (so in {_percent(plan['missing'])} of rows)"
     stamp = value if isinstance(value, dt.datetime) else dt.datetime(value.year, value.month, value.day)
