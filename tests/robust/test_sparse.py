@@ -6,9 +6,10 @@ from sklearn.linear_model import Lasso
 from sklearn.utils.estimator_checks import check_estimator
 
 from skerry.core.errors import ParameterError
+from skerry.robust.composite import SparseProblem, solve
 from skerry.robust.conjugate_gradient import proximal_cg
 from skerry.robust.penalties import concave_gradient, penalty_value, soft, threshold
-from skerry.robust.sparse import SparseLogistic, SparseRegression, _Problem, solve
+from skerry.robust.sparse import SparseLogistic, SparseRegression
 
 SOLVERS = ["accelerated", "ista", "cg"]
 
@@ -48,7 +49,7 @@ def test_large_shapes_give_the_lasso(shape):
 def test_orthonormal_design_has_the_closed_form(solver, penalty):
     Q = np.linalg.qr(np.random.default_rng(0).normal(size=(40, 6)))[0] * np.sqrt(40)
     y = Q @ [5.0, -2.0, 1.4, 0.7, 0.0, -0.2]
-    problem = _Problem(Q, y, "squared", penalty, 3.7, 2.0, 0)
+    problem = SparseProblem(Q, y, "squared", penalty, 3.7, 2.0, 0)
     b, _, done = solve(problem, 0.5, np.zeros(6), solver, tol=1e-9)
     assert done
     assert b == pytest.approx(threshold(Q.T @ y / 40, 0.5, penalty), abs=1e-6)
@@ -59,7 +60,7 @@ def test_solvers_agree_and_are_stationary(loss):
     X, y = _data()
     y = (y > 0).astype(float) if loss == "logistic" else y
     # a flat logistic loss leaves SCAD several basins: there the convex penalty is compared
-    problem = _Problem(X, y, loss, "l1" if loss == "logistic" else "scad", 3.7, 2.0, 0)
+    problem = SparseProblem(X, y, loss, "l1" if loss == "logistic" else "scad", 3.7, 2.0, 0)
     alpha = 0.1
     values = []
     for solver in SOLVERS:
@@ -92,7 +93,7 @@ def test_conjugate_gradient_ends_in_rank_steps_on_a_quadratic():
 @pytest.mark.parametrize("search", ["root", "backtracking", "wolfe"])
 def test_every_line_search_reaches_the_minimum(search):
     X, y = _data()
-    problem = _Problem(X, y, "squared", "scad", 3.7, 2.0, 0)
+    problem = SparseProblem(X, y, "squared", "scad", 3.7, 2.0, 0)
     best = solve(problem, 0.2, np.zeros(30), "ista", tol=1e-8, max_iter=20000)[0]
     b, _, done = solve(problem, 0.2, np.zeros(30), "cg", tol=1e-6, max_iter=3000, line_search=search)
     assert done
@@ -107,7 +108,7 @@ def test_conjugate_gradient_returns_exact_zeros(search):
     for j in range(1, 200):
         X[:, j] = 0.6 * X[:, j - 1] + 0.8 * X[:, j]
     y = X[:, :4] @ [2.0, -2.0, 8.0, -8.0] + rng.normal(size=100)
-    problem = _Problem(X, y, "squared", "scad", 3.7, 2.0, 0)
+    problem = SparseProblem(X, y, "squared", "scad", 3.7, 2.0, 0)
     expected = solve(problem, 0.5, np.zeros(200), "accelerated", tol=1e-8)[0]
     b, _, done = solve(problem, 0.5, np.zeros(200), "cg", tol=1e-7, line_search=search)
     assert done

@@ -20,8 +20,9 @@ from sklearn.feature_selection import mutual_info_regression
 from sklearn.linear_model import LassoCV
 
 from skerry.rank.mutual_information import mutual_information
+from skerry.robust.composite import SparseProblem, solve
 from skerry.robust.mixed_effects import QGaussianMixedModel
-from skerry.robust.sparse import SparseRegression, _Problem, solve
+from skerry.robust.sparse import SparseRegression
 
 SIZES: dict[str, dict[str, Any]] = {
     "full": {
@@ -161,7 +162,7 @@ def _design(n, p, seed):
 def _descent(n, p, seed, progress):
     X, y, beta, _ = _design(n, p, seed)
     Z = (X - X.mean(axis=0)) / X.std(axis=0)
-    problem = _Problem(Z, y - y.mean(), "squared", "scad", 3.7, 2.0, 0)
+    problem = SparseProblem(Z, y - y.mean(), "squared", "scad", 3.7, 2.0, 0)
     found = {}
     for name, solver in SOLVERS.items():
         progress(f"optimiser: {name}")

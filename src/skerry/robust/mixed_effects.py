@@ -20,8 +20,8 @@ from sklearn.utils._param_validation import Interval, InvalidParameterError, Str
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skerry.core.errors import DataError, ParameterError
+from skerry.robust.composite import SparseProblem, solve
 from skerry.robust.penalties import penalty_value
-from skerry.robust.sparse import _Problem, solve
 
 __all__ = ["QGaussianMixedModel", "q_gaussian_logpdf"]
 
@@ -230,7 +230,7 @@ class QGaussianMixedModel(RegressorMixin, BaseEstimator):
             sums = np.add.reduceat(joined[order], np.r_[0, np.cumsum(sizes)[:-1]], axis=0)
             joined = joined - (shrink[:, None] * sums)[code]
         joined = joined * np.sqrt(w / scale2)[code][:, None]
-        problem = _Problem(joined[:, :-1], joined[:, -1], "squared", self.penalty, self.a, self.gamma, 1)
+        problem = SparseProblem(joined[:, :-1], joined[:, -1], "squared", self.penalty, self.a, self.gamma, 1)
         return solve(problem, self.alpha, start, tol=1e-8 * max(1.0, problem.lipschitz), max_iter=2000)[0]
 
     def predict(self, X: ArrayLike, groups: ArrayLike | None = None) -> NDArray[np.float64]:
