@@ -20,7 +20,7 @@ def test_vowpal_wabbit(tmp_path):
 
 def test_csv_counts_bad_lines(tmp_path):
     (tmp_path / "data.csv").write_text('a,label\n"x,1",1\nbad\ny,0\n' * 1)
-    with pytest.warns(SkerryWarning, match="1 bad lines were skipped, first \\[3\\]"):
+    with pytest.warns(SkerryWarning, match="1 bad lines were skipped; first: line 3 'bad'"):
         ranker = OutRank(controls=False).fit(tmp_path)
     assert ranker.n_rows_ == 2
 

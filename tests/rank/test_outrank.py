@@ -143,7 +143,7 @@ def test_threads_and_seed(table):
 def test_capped_crosses_take_turns():
     ranker = OutRank(interaction_order=2, max_combinations=2, mode="batch-median", batch_rows=1000)
     ranker.fit(bits(3000))
-    assert set(ranker._evaluated.values()) == {2}
+    assert set(ranker.evaluated_.values()) == {2}
 
 
 def test_missing_is_counted_and_is_a_value():

@@ -1,164 +1,231 @@
-"""Folders that the published ``outrank`` tool reads, and its outputs, so that two runs can be compared."""
+"""Folders that the published ``outrank`` tool reads, and text tables with lines of the wrong width.
+
+Four layouts (OutRank, Škrlj & Mramor, RecSys 2023): ``data.csv`` alone; ``data.csv`` with ``dataset_desc.json``;
+``data.vw.gz`` with ``vw_namespace_map.csv``; ``raw_data/0_header/header.csv`` with part files. A bad line is never
+fatal: it is counted, and the first five are shown.
+"""
 
 from __future__ import annotations
 
 import csv
 import gzip
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from skerry.core.errors import DataError, SkerryWarning
-from skerry.core.files import atomic_write
-from skerry.rank.redundancy import unit_scale
 
-if TYPE_CHECKING:
-    from skerry.rank.outrank import OutRank
+__all__ = ["declared_numbers", "is_outrank_folder", "read_outrank_folder", "read_ragged"]
 
-__all__ = ["is_outrank_folder", "read_outrank_folder", "write_results"]
+SHOWN = 5  # bad lines that are told, each cut to WIDTH characters
+WIDTH = 60
+
+Lines = Iterator[tuple[str, list[str] | None, str]]  # place, fields (None: unreadable), text to show
 
 
 def is_outrank_folder(path: object) -> bool:
-    """Return whether ``path`` is a folder with ``data.csv`` or ``data.vw.gz``."""
+    """Return whether ``path`` is a folder in one of the four layouts."""
     if not isinstance(path, (str, Path)) or not Path(path).is_dir():
         return False
-    return (Path(path) / "data.csv").is_file() or (Path(path) / "data.vw.gz").is_file()
+    files = ("data.csv", "data.vw.gz", "raw_data/0_header/header.csv")
+    return any((Path(path) / name).is_file() for name in files)
+
+
+def declared_numbers(path: object) -> frozenset[str] | None:
+    """Return the columns that the folder's description declares to be floats; None if it has no description.
+
+    ``type`` containing "float" in ``dataset_desc.json``; ``f32`` in ``vw_namespace_map.csv``.
+    """
+    if not is_outrank_folder(path):
+        return None
+    folder = Path(str(path))
+    if (folder / "dataset_desc.json").is_file():
+        return frozenset(str(f["name"]) for f in _description(folder) if "float" in str(f.get("type", "")).lower())
+    if (folder / "vw_namespace_map.csv").is_file() and not (folder / "data.csv").is_file():
+        return frozenset(r[1] for r in _namespaces(folder) if len(r) > 2 and r[2] == "f32")
+    return None
 
 
 def read_outrank_folder(path: str | Path, rows: int = 65_536) -> Iterator[Any]:
     """Yield polars frames of text of at most ``rows`` rows from a folder of the tool.
 
-    ``data.csv`` (with ``dataset_desc.json`` for the names, if there), or ``data.vw.gz`` with
-    ``vw_namespace_map.csv`` (lines ``id,name[,type]``): Vowpal-Wabbit lines ``label |A v1 v2 |B v3``, the
-    values
-    of a namespace joined by ``-``. Lines of another width are counted and the first five are shown in a
-    warning.
+    ``data.csv`` (with ``dataset_desc.json`` for names and types, if there); ``data.vw.gz`` with
+    ``vw_namespace_map.csv`` (lines ``id,name[,f32]``): Vowpal-Wabbit lines ``label |A v1 v2 |B v3``, the values of a
+    namespace joined by ``-``; or ``raw_data``: the tab-separated names in ``0_header/header.csv``, the rows in all
+    files (also ``.gz``) under ``1_train``. Lines of another width are counted, and a warning shows the first five.
+
+    Parameters
+    ----------
+    path : str or Path
+    rows : int, default 65536
 
     Raises
     ------
     DataError
-        If a file is missing, empty or not what it should be.
+        If a file is missing, empty or damaged.
     """
-    import warnings
+    folder = Path(path)
+    if (folder / "data.csv").is_file():
+        names, lines = _csv_lines(folder)
+    elif (folder / "data.vw.gz").is_file():
+        names, lines = _vw_lines(folder)
+    else:
+        names, lines = _raw_lines(folder)
+    return _frames(str(folder), names, lines, rows)
 
+
+def read_ragged(path: str | Path, rows: int = 65_536) -> Iterator[Any]:
+    """Yield polars frames of text from a CSV or TSV file (also ``.gz``) that has lines of the wrong width.
+
+    Raises
+    ------
+    DataError
+        If the file is empty or damaged.
+    """
+    from skerry.data.tables import MISSING_TEXT
+
+    source = Path(path)
+    with _open(source) as file:
+        head = file.readline()
+    separator = max(",;\t|", key=head.count)
+    missing = set(MISSING_TEXT)
+    lines = _parsed(source, separator)
+    header = next(lines)[1]
+    if not header:
+        raise DataError(f"{source}: the first line does not name the columns")
+    cleaned = (
+        (place, None if row is None else ["" if v in missing else v for v in row], text) for place, row, text in lines
+    )
+    return _frames(str(source), [h.strip() for h in header], cleaned, rows)
+
+
+def _frames(name: str, names: list[str], lines: Lines, rows: int) -> Iterator[Any]:
     import polars as pl
 
-    folder = Path(path)
-    bad: list[int] = []
-    count = 0
-
-    def frame(names: list[str], block: list[list[str]]) -> Any:
-        return pl.DataFrame(
-            {n: [r[i] for r in block] for i, n in enumerate(names)}, schema=dict.fromkeys(names, pl.String)
-        )
-
-    names, lines = _csv_lines(folder) if (folder / "data.csv").is_file() else _vw_lines(folder)
     if len(set(names)) != len(names):
-        raise DataError(f"{folder}: two columns have one name")
+        twice = next(n for n in names if names.count(n) > 1)
+        raise DataError(f"{name}: two columns are named {twice!r}; rename one")
+    bad: list[str] = []
+    count = 0
     block: list[list[str]] = []
+
+    def frame() -> Any:
+        return pl.DataFrame(block, schema=dict.fromkeys(names, pl.String), orient="row")
+
     try:
-        for number, line in lines:
+        for place, line, text in lines:
             if line is None or len(line) != len(names):
                 count += 1
-                bad += [number] if len(bad) < 5 else []
+                if len(bad) < SHOWN:
+                    bad.append(f"{place} {text.strip()[:WIDTH]!r}")
                 continue
             block.append(line)
             if len(block) == rows:
-                yield frame(names, block)
+                yield frame()
                 block = []
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{folder}: {error}; the file is damaged") from None
+    except (OSError, EOFError) as error:
+        raise DataError(f"{name}: {error}; the file is damaged") from None
     if block:
-        yield frame(names, block)
+        yield frame()
     if count:
-        warnings.warn(f"{folder}: {count} bad lines were skipped, first {bad}", SkerryWarning, stacklevel=2)
+        message = f"{name}: {count:,} bad lines were skipped; first: {', '.join(bad)}"
+        warnings.warn(message, SkerryWarning, stacklevel=2)
 
 
-def _csv_lines(folder: Path) -> tuple[list[str], Iterator[tuple[int, list[str] | None]]]:
-    described = folder / "dataset_desc.json"
-    with open(folder / "data.csv", encoding="utf-8", errors="replace", newline="") as file:
-        header = next(csv.reader(file), None)
-    if not header:
-        raise DataError(f"{folder / 'data.csv'}: is empty")
-    if described.is_file():
-        try:
-            header = [str(f["name"]) for f in json.loads(described.read_text(encoding="utf-8"))["data_features"]]
-        except (ValueError, KeyError, TypeError):
-            raise DataError(f"{described}: needs a list data_features of objects with a name") from None
-
-    def lines() -> Iterator[tuple[int, list[str] | None]]:
-        with open(folder / "data.csv", encoding="utf-8", errors="replace", newline="") as file:
-            for number, line in enumerate(csv.reader(file), 1):
-                if line and not (number == 1 and line == header):
-                    yield number, line
-
-    return header, lines()
+def _open(path: Path) -> Any:
+    try:
+        if path.suffix == ".gz":
+            return gzip.open(path, "rt", encoding="utf-8-sig", errors="replace", newline="")
+        return open(path, encoding="utf-8-sig", errors="replace", newline="")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _vw_lines(folder: Path) -> tuple[list[str], Iterator[tuple[int, list[str] | None]]]:
+def _parsed(path: Path, separator: str) -> Lines:
+    """Yield the parsed lines of a text table; blank ones are left out."""
+    with _open(path) as file:
+        reader = csv.reader(file, delimiter=separator)
+        while True:
+            try:
+                row = next(reader, None)
+            except csv.Error as error:
+                yield f"line {reader.line_num}", None, str(error)
+                continue
+            if row is None:
+                return
+            if row:
+                yield f"line {reader.line_num}", row, separator.join(row)
+
+
+def _description(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "dataset_desc.json"
+    try:
+        features = json.loads(path.read_text(encoding="utf-8"))["data_features"]
+        if not features or not all("name" in f for f in features):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(f"{path}: needs a list data_features of objects with a name") from None
+    return features
+
+
+def _csv_lines(folder: Path) -> tuple[list[str], Lines]:
+    path = folder / "data.csv"
+    first = next(_parsed(path, ","), None)
+    if first is None or first[1] is None:
+        raise DataError(f"{path}: is empty")
+    header = first[1]
+    if (folder / "dataset_desc.json").is_file():
+        header = [str(f["name"]) for f in _description(folder)]
+    lines = _parsed(path, ",")
+    if first[1] == header:
+        next(lines)
+    return header, lines
+
+
+def _namespaces(folder: Path) -> list[list[str]]:
     try:
         text = (folder / "vw_namespace_map.csv").read_text(encoding="utf-8")
     except OSError:
         raise DataError(f"{folder}: data.vw.gz needs vw_namespace_map.csv beside it") from None
-    spaces = {r[0]: r[1] for r in csv.reader(text.splitlines()) if len(r) >= 2}
+    return [r for r in csv.reader(text.splitlines()) if len(r) >= 2]
 
-    def lines() -> Iterator[tuple[int, list[str] | None]]:
-        with gzip.open(folder / "data.vw.gz", "rt", encoding="utf-8", errors="replace") as file:
+
+def _vw_lines(folder: Path) -> tuple[list[str], Lines]:
+    spaces = {r[0]: r[1] for r in _namespaces(folder)}
+
+    def lines() -> Lines:
+        with _open(folder / "data.vw.gz") as file:
             for number, text in enumerate(file, 1):
                 label, *parts = text.strip().split("|")
-                if not label.strip() or not parts:
-                    yield number, None
-                    continue
                 row = dict.fromkeys(spaces, "")
+                known = bool(label.strip()) and bool(parts)
                 for part in parts:
                     space, *values = part.split() if part.strip() else [""]
+                    known = known and (space in row or not space)
                     if space in row:
                         row[space] = "-".join(values)
-                yield number, [*row.values(), label.split()[0]]
+                yield f"line {number}", [*row.values(), label.split()[0]] if known else None, text
 
     return [*spaces.values(), "label"], lines()
 
 
-def write_results(ranker: OutRank, folder: str | Path) -> None:
-    """Write ``ranking.csv``, ``quality.csv`` and the tool's own tables of a fitted ranker to ``folder``.
+def _raw_lines(folder: Path) -> tuple[list[str], Lines]:
+    first = next(_parsed(folder / "raw_data/0_header/header.csv", "\t"), None)
+    if first is None or first[1] is None:
+        raise DataError(f"{folder}/raw_data/0_header/header.csv: is empty")
+    names = [n.strip() for n in first[1]]
+    parts = sorted(
+        p for p in (folder / "raw_data/1_train").rglob("*") if p.is_file() and not p.name.startswith((".", "_"))
+    )
+    if not parts:
+        raise DataError(f"{folder}/raw_data/1_train: holds no part file")
 
-    The tool's: ``feature_singles.tsv`` (min-max scaled scores), ``pairwise_ranks.tsv`` (both orders; names
-    end in
-    ``-(cardinality; coverage)``), ``value_repetitions.json``, ``arguments.json``.
+    def lines() -> Lines:
+        for part in parts:
+            for at, (place, row, text) in enumerate(_parsed(part, "\t")):
+                if at or row is None or [v.strip() for v in row] != names:  # a part may repeat the header
+                    yield f"{part.relative_to(folder)} {place}", row, text
 
-    Raises
-    ------
-    DataError
-        If the folder cannot be made.
-    """
-    import polars as pl
-
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot make the folder ({error.strerror})") from None
-
-    def table(name: str, frame: Any, separator: str) -> None:
-        with atomic_write(folder / name) as file:
-            frame.write_csv(file, separator=separator)
-
-    def document(name: str, value: Any) -> None:
-        with atomic_write(folder / name) as file:
-            file.write(json.dumps(value, indent=1, default=str).encode())
-
-    table("ranking.csv", ranker.ranking_, ",")
-    table("quality.csv", ranker.quality_, ",")
-    quality = {r["feature"]: r for r in ranker.quality_.to_dicts()}
-    label = {n: f"{n}-({r['cardinality']}; {round(r['coverage'])})" for n, r in quality.items()}
-    names = [label.get(n, n) for n in ranker.ranking_["feature"]]
-    scaled = unit_scale(ranker.ranking_["score"].to_numpy())
-    table("feature_singles.tsv", pl.DataFrame({"Feature": names, "Score": scaled}), "\t")
-    if hasattr(ranker, "pairs_"):
-        a, b = ([label[n] for n in ranker.pairs_[side]] for side in ("a", "b"))
-        pairs = pl.DataFrame({"FeatureA": a + b, "FeatureB": b + a, "Score": [*ranker.pairs_["score"]] * 2})
-        table("pairwise_ranks.tsv", pairs.unique(maintain_order=True), "\t")
-    repeats = {n: {k: v for k, v in r.items() if k.startswith("seen_over_")} for n, r in quality.items()}
-    document("value_repetitions.json", repeats)
-    document("arguments.json", ranker.get_params())
+    return names, lines()
