@@ -1,0 +1,503 @@
+"""Thresholds for scores that come one after another and depend on each other.
+
+A rule of :mod:`skerry.core.threshold` is set once, for scores that are exchangeable. Here are rules for streams:
+
+* :class:`SPOT` - peaks over threshold, refitted with every new peak (Siffer et al., KDD 2017, algorithm 1 and 2);
+* :class:`DSPOT` - the same on scores less their moving mean, for scores whose level drifts (algorithm 3);
+* :class:`AdaptiveConformal` - holds the share of flags over time at ``alpha`` for any sequence whatever, by moving
+  its own level after each step (Gibbs and Candes, NeurIPS 2021);
+* :class:`BlockConformal` - a fixed cut such that a whole block of ordinary steps has no flag with probability
+  ``1 - alpha``: blocks keep the dependence inside them (after Chernozhukov, Wuthrich and Zhu, COLT 2018).
+
+The first three take one score at a time with ``update``, in memory that does not grow, and decide on a score
+before they learn from it: no decision looks into the future. They are estimators, so ``skerry.core.persistence``
+saves and resumes them in mid-stream.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
+
+from skerry.core.errors import DataError, ParameterError
+from skerry.core.threshold import Conformal, ExtremeValue, Threshold, conformal_p_value
+
+__all__ = ["DSPOT", "SPOT", "AdaptiveConformal", "BlockConformal", "StreamThreshold", "block_conformal_p_value"]
+
+MAX_EXCESS = 2.0  # of a flagged score that is learned from, in units of the cut's own excess
+
+
+def _scores(scores: ArrayLike, what: str) -> NDArray[np.float64]:
+    """Return the scores in order of time without the missing ones (NaN)."""
+    s = np.asarray(scores, dtype=np.float64)
+    if s.ndim != 1:
+        raise DataError(f"{what} must have shape (T,), got {s.shape}")
+    infinite = np.flatnonzero(np.isinf(s))
+    if infinite.size:
+        raise DataError(f"{what}: the score at row {infinite[0]} is infinite")
+    return s[~np.isnan(s)]
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ParameterError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+class StreamThreshold(BaseEstimator):
+    """Base of the rules that learn as they decide: ``fit`` on a past (or not at all), then ``update``.
+
+    Attributes
+    ----------
+    threshold_ : float
+        The cut in force: the next score strictly above it is flagged. Infinite while nothing can be flagged yet.
+    """
+
+    threshold_: float
+
+    def fit(self, scores: ArrayLike) -> Self:
+        """Forget everything and start from ``scores`` of shape (T,), in order of time; NaN is skipped."""
+        self._start()
+        s = _scores(scores, type(self).__name__)
+        if s.size < 2:
+            raise DataError(f"{type(self).__name__}: needs at least 2 scores to start from, got {s.size}")
+        self._learn(s)
+        return self
+
+    def update(self, score: float) -> bool:
+        """Decide on the next score, then learn from it; a missing one (NaN) is neither flagged nor learned."""
+        raise NotImplementedError
+
+    def run(self, scores: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Return what ``update`` would say to each score, and the threshold each was held against.
+
+        Parameters
+        ----------
+        scores : array of shape (T,)
+            The next T scores.
+
+        Returns
+        -------
+        flags : ndarray of shape (T,), bool
+        thresholds : ndarray of shape (T,), float64
+        """
+        if not hasattr(self, "threshold_"):
+            self._start()
+        s = np.asarray(scores, dtype=np.float64)
+        flags, thresholds = np.zeros(s.size, dtype=bool), np.empty(s.size)
+        for i, score in enumerate(s.tolist()):  # each decision changes the next threshold: no way around the loop
+            thresholds[i] = self.threshold_
+            flags[i] = self.update(score)
+        return flags, thresholds
+
+    def _start(self) -> None:
+        raise NotImplementedError
+
+    def _learn(self, s: NDArray[np.float64]) -> None:
+        raise NotImplementedError
+
+
+class SPOT(StreamThreshold):
+    """Streaming peaks over threshold: flag what ordinary scores exceed with probability below ``risk``.
+
+    Parameters
+    ----------
+    risk : float in (0, 0.1], default 1e-3
+        Chance that an ordinary score is flagged.
+    tail : float in (0, 0.5], default 0.05
+        Share of the first scores that are peaks; what lies above their lowest is a peak later on.
+    warmup : int >= 20, default 1000
+        Scores that are gathered before the first decision where ``fit`` was not called.
+    max_peaks : int >= 20, default 1000
+        The tail is fitted to the latest so many peaks, which bounds memory.
+
+    Attributes
+    ----------
+    threshold_ : float
+    peak_level_ : float
+        Scores above it are peaks.
+    n_scores_, n_peaks_ : int
+        Ordinary scores and peaks seen since the start.
+
+    Notes
+    -----
+    The cut is ``t + (sigma / xi) ((risk n / n_peaks)^-xi - 1)`` (eq. 1 of the paper), fitted as in
+    :class:`~skerry.core.threshold.ExtremeValue`: after ``fit(s)`` the two agree. Two rules are ours:
+
+    * The paper learns from no flagged score. That cuts the tail short, the cut sinks, and the share of flags among
+      ordinary scores settles at five to six times ``risk`` (measured on five laws). So a flagged score is learned
+      too, its excess held to twice that of the cut, while no more than ``risk n`` have been: as many as ordinary
+      scores would give. The share is then 1.2 to 1.5 times ``risk``, and no anomaly can raise the cut at will.
+    * So that a lasting change of level does not alarm for ever, the rule starts anew from the latest ``warmup``
+      scores once more than half of them were flagged.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> rule = SPOT(risk=1e-3).fit(rng.exponential(size=5000))
+    >>> rule.update(1.0), rule.update(30.0)
+    (False, True)
+    """
+
+    n_recent_: int
+    n_recent_flags_: int
+
+    def __init__(self, risk: float = 1e-3, tail: float = 0.05, warmup: int = 1000, max_peaks: int = 1000) -> None:
+        self.risk = risk
+        self.tail = tail
+        self.warmup = warmup
+        self.max_peaks = max_peaks
+
+    def update(self, score: float) -> bool:
+        """Decide on the next score, then learn from it; a missing one (NaN) is neither flagged nor learned."""
+        if not hasattr(self, "threshold_"):
+            self._start()
+        score = float(score)
+        if score != score:
+            return False
+        flag = score > self.threshold_
+        i = self.n_recent_ % self.warmup
+        self.n_recent_flags_ += int(flag) - int(self.recent_flags_[i])
+        self.recent_[i], self.recent_flags_[i] = score, flag
+        self.n_recent_ += 1
+        if not self.n_scores_:  # still warming up
+            if self.n_recent_ == self.warmup:
+                self._calibrate(self.recent_)
+        elif flag and 2 * self.n_recent_flags_ > self.warmup:
+            self._calibrate(np.roll(self.recent_, -(self.n_recent_ % self.warmup)))
+            self.recent_flags_[:] = False
+            self.n_recent_flags_ = 0
+        else:
+            self._absorb(score, flag)
+        return flag
+
+    def _start(self) -> None:
+        ExtremeValue(self.risk, self.tail)  # checks both
+        _whole("warmup", self.warmup, 20)
+        _whole("max_peaks", self.max_peaks, 20)
+        self.threshold_ = self.cut_ = self.peak_level_ = math.inf
+        self.n_scores_, self.n_peaks_, self.n_learned_flags_ = 0, 0, 0.0
+        self.peaks_ = np.zeros(0)
+        self.recent_ = np.zeros(self.warmup)
+        self.recent_flags_ = np.zeros(self.warmup, dtype=bool)
+        self.n_recent_ = self.n_recent_flags_ = 0
+
+    def _learn(self, s: NDArray[np.float64]) -> None:
+        last = s[-self.warmup :]
+        self.recent_[: last.size] = last
+        self.n_recent_ = last.size
+        self._calibrate(s)
+
+    def _calibrate(self, s: NDArray[np.float64]) -> None:
+        """Take the tail from scores in order of time."""
+        ordered = np.sort(s)
+        n_peaks = min(max(int(self.tail * s.size), 10), s.size - 1)
+        self.peak_level_ = float(ordered[-n_peaks - 1])
+        self.n_scores_, self.n_peaks_ = s.size, n_peaks
+        latest = ordered[-n_peaks:] if n_peaks <= self.max_peaks else s[s > self.peak_level_][-self.max_peaks :]
+        self.peaks_ = latest - self.peak_level_
+        self.n_learned_flags_ = self.risk * s.size  # those among the scores themselves
+        self._set_cut(float(ordered[-1]))
+        self.threshold_ = self.cut_
+
+    def _set_cut(self, highest: float) -> None:
+        """Set the cut for the present peaks; ``highest`` where they have no spread."""
+        excess = _pareto_excess(self.peaks_, self.risk * self.n_scores_ / self.n_peaks_)
+        self.cut_ = highest if math.isnan(excess) else self.peak_level_ + excess
+
+    def _absorb(self, score: float, flag: bool) -> None:
+        self._learn_tail(score, flag)
+        self.threshold_ = self.cut_
+
+    def _learn_tail(self, score: float, flag: bool) -> None:
+        if flag:
+            if self.n_learned_flags_ >= self.risk * self.n_scores_:
+                return
+            self.n_learned_flags_ += 1
+            score = min(score, self.peak_level_ + MAX_EXCESS * (self.cut_ - self.peak_level_))
+        self.n_scores_ += 1
+        if score > self.peak_level_:
+            if self.peaks_.size < self.max_peaks:
+                self.peaks_ = np.append(self.peaks_, score - self.peak_level_)
+            else:
+                self.peaks_[self.n_peaks_ % self.max_peaks] = score - self.peak_level_
+            self.n_peaks_ += 1
+            self._set_cut(self.cut_)
+
+
+def _pareto_excess(peaks: NDArray[np.float64], ratio: float) -> float:
+    """Return the excess that a share ``ratio`` of the peaks goes beyond, NaN where they have no spread.
+
+    A generalised Pareto law by probability-weighted moments, its shape held in [-0.5, 0.9].
+    """
+    y = np.sort(peaks)
+    b0 = float(y.mean()) if y.size > 1 else 0.0
+    if b0 <= 0.0:
+        return math.nan
+    if ratio >= 1.0:
+        return 0.0
+    b1 = float(np.mean(np.arange(y.size - 1, -1, -1) / (y.size - 1) * y))
+    xi = min(max(2.0 - b0 / (b0 - 2.0 * b1), -0.5), 0.9) if b0 > 2.0 * b1 else 0.9
+    sigma = b0 * (1.0 - xi)
+    return sigma * (-math.log(ratio) if abs(xi) < 1e-9 else (ratio**-xi - 1.0) / xi)
+
+
+class DSPOT(SPOT):
+    """SPOT for scores whose level drifts: it judges a score less the mean of the last ``depth`` ordinary ones.
+
+    Parameters
+    ----------
+    risk, tail, warmup, max_peaks
+        As for :class:`SPOT`; ``warmup`` must exceed ``depth`` by at least 20.
+    depth : int >= 1, default 50
+        Ordinary scores in the moving mean.
+
+    Attributes
+    ----------
+    threshold_ : float
+        The cut in force, in the units of the scores: moving mean plus the tail's cut.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> climbing = rng.normal(size=6000) + np.linspace(0, 30, 6000)
+    >>> climbing[5000] += 8
+    >>> bool(SPOT().fit(climbing[:1000]).run(climbing[1000:])[0][4000])  # its tail has swallowed the climb
+    False
+    >>> bool(DSPOT().fit(climbing[:1000]).run(climbing[1000:])[0][4000])
+    True
+    """
+
+    def __init__(
+        self,
+        risk: float = 1e-3,
+        tail: float = 0.05,
+        warmup: int = 1000,
+        max_peaks: int = 1000,
+        depth: int = 50,
+    ) -> None:
+        super().__init__(risk, tail, warmup, max_peaks)
+        self.depth = depth
+
+    def _start(self) -> None:
+        _whole("depth", self.depth, 1)
+        super()._start()
+        _whole("warmup", self.warmup, self.depth + 20)
+        self.window_ = np.zeros(self.depth)
+        self.window_sum_ = 0.0
+        self.n_window_ = 0
+
+    def fit(self, scores: ArrayLike) -> Self:
+        """Forget everything and start from ``scores`` of shape (T,), in order of time; NaN is skipped."""
+        s = _scores(scores, type(self).__name__)
+        if s.size < self.depth + 2:
+            raise DataError(f"DSPOT: needs at least depth + 2 = {self.depth + 2} scores to start from, got {s.size}")
+        return super().fit(s)
+
+    def _calibrate(self, s: NDArray[np.float64]) -> None:
+        means = np.convolve(s, np.full(self.depth, 1.0 / self.depth), mode="valid")[:-1]
+        super()._calibrate(s[self.depth :] - means)
+        self.window_ = s[-self.depth :].copy()
+        self.window_sum_, self.n_window_ = float(self.window_.sum()), 0
+        self.threshold_ = self.cut_ + self.window_sum_ / self.depth
+
+    def _absorb(self, score: float, flag: bool) -> None:
+        self._learn_tail(score - self.window_sum_ / self.depth, flag)
+        if not flag:
+            i = self.n_window_ % self.depth
+            self.window_sum_ += score - float(self.window_[i])
+            self.window_[i] = score
+            self.n_window_ += 1
+            if i == self.depth - 1:  # rounding must not pile up over an endless stream
+                self.window_sum_ = float(self.window_.sum())
+        self.threshold_ = self.cut_ + self.window_sum_ / self.depth
+
+
+class AdaptiveConformal(StreamThreshold):
+    """Adaptive conformal inference: over time, a share ``alpha`` of the steps is flagged, whatever the sequence.
+
+    Each score is held against the conformal quantile, at the level in force, of the last ``window`` scores. A flag
+    lowers the level by ``gamma (1 - alpha)``, no flag raises it by ``gamma alpha``.
+
+    Parameters
+    ----------
+    alpha : float in (0, 0.5), default 0.01
+        Share of flags aimed at; without anomalies it is the share of false alarms.
+    gamma : float in (0, 1), default 0.005
+        Step of the level; larger follows a change faster and wavers more.
+    window : int >= 2, default 1000
+        Scores remembered.
+
+    Attributes
+    ----------
+    threshold_ : float
+    level_ : float
+        The level in force, ``alpha`` at the start. Below ``1 / (window + 1)`` nothing is flagged.
+
+    Notes
+    -----
+    Gibbs and Candes (2021), eq. 2. For every sequence of T scores (their proposition 4.1)
+    ``|share of flags - alpha| <= (max(alpha, 1 - alpha) + gamma) / (gamma T)``. A share is controlled, not a
+    moment: anomalies use up the same allowance, and after a burst of flags the rule stays silent for a while.
+
+    Examples
+    --------
+    >>> rule = AdaptiveConformal(alpha=0.05, gamma=0.05)
+    >>> flags, _ = rule.run(np.cumsum(np.random.default_rng(0).normal(size=5000)))  # a random walk
+    >>> bool(abs(flags.mean() - 0.05) < 0.01)
+    True
+    """
+
+    def __init__(self, alpha: float = 0.01, gamma: float = 0.005, window: int = 1000) -> None:
+        self.alpha = alpha
+        self.gamma = gamma
+        self.window = window
+
+    def update(self, score: float) -> bool:
+        """Decide on the next score, then learn from it; a missing one (NaN) is neither flagged nor learned."""
+        if not hasattr(self, "threshold_"):
+            self._start()
+        score = float(score)
+        if score != score:
+            return False
+        flag = score > self.threshold_ or self.threshold_ == -math.inf
+        self.level_ += self.gamma * (self.alpha - flag)
+        self._remember(score)
+        self._set_cut()
+        return flag
+
+    def _start(self) -> None:
+        Conformal(self.alpha)  # checks it
+        if not 0.0 < self.gamma < 1.0:
+            raise ParameterError(f"gamma must lie in (0, 1), got {self.gamma!r}")
+        _whole("window", self.window, 2)
+        self.level_ = self.alpha
+        self.threshold_ = math.inf
+        self.recent_: list[float] = []  # in order of time, a ring once it is full
+        self.sorted_: list[float] = []
+        self.n_recent_ = 0
+
+    def _learn(self, s: NDArray[np.float64]) -> None:
+        self.recent_ = s[-self.window :].tolist()
+        self.sorted_ = sorted(self.recent_)
+        self.n_recent_ = len(self.recent_)
+        self._set_cut()
+
+    def _remember(self, score: float) -> None:
+        if len(self.recent_) < self.window:
+            self.recent_.append(score)
+        else:
+            i = self.n_recent_ % self.window
+            del self.sorted_[bisect_left(self.sorted_, self.recent_[i])]
+            self.recent_[i] = score
+        insort(self.sorted_, score)
+        self.n_recent_ += 1
+
+    def _set_cut(self) -> None:
+        m = len(self.sorted_)
+        allowed = math.floor(self.level_ * (m + 1) + 1e-9) - 1  # remembered scores at or above a flagged one
+        if allowed < 0:
+            self.threshold_ = math.inf
+        else:
+            self.threshold_ = self.sorted_[m - 1 - allowed] if allowed < m else -math.inf
+
+
+@dataclass(frozen=True)
+class BlockConformal(Threshold):
+    """Conformal threshold for dependent scores: a block of ordinary steps has a flag with probability ``alpha``.
+
+    The reference scores, **in order of time**, are cut into blocks; the cut is the conformal quantile of their
+    maxima. Dependence within a block does no harm, and blocks much longer than the memory of the scores are
+    nearly exchangeable.
+
+    Parameters
+    ----------
+    alpha : float in (0, 0.5), default 0.05
+        Chance that a block of ordinary steps raises any flag: one false alarm in ``block / alpha`` steps.
+    block : int >= 1, default 100
+        Steps in a block, several times the memory of the scores.
+
+    Notes
+    -----
+    The cut is infinite with fewer than ``1 / alpha - 1`` reference blocks. Exact for exchangeable blocks; for
+    stationary, mixing scores the error vanishes as the number of blocks grows (Chernozhukov et al., 2018,
+    theorem 2). NaN scores are missing steps.
+
+    Examples
+    --------
+    >>> scores = np.random.default_rng(0).normal(size=20_000)
+    >>> bool(3 < BlockConformal(alpha=0.05, block=100).cutoff(scores) < 4)
+    True
+    """
+
+    alpha: float = 0.05
+    block: int = 100
+
+    def __post_init__(self) -> None:
+        Conformal(self.alpha)  # checks it
+        _whole("block", self.block, 1)
+
+    def cutoff(self, scores: ArrayLike) -> float:
+        """Return the score above which a step is flagged, from reference scores in order of time."""
+        return Conformal(self.alpha).cutoff(_block_maxima(scores, self.block))
+
+    def __str__(self) -> str:
+        return f"block-conformal:{self.alpha:g}"
+
+
+def block_conformal_p_value(reference: ArrayLike, scores: ArrayLike, block: int) -> NDArray[np.float64]:
+    """Return, for each step, the conformal p-value of the ``block`` steps that end with it.
+
+    Parameters
+    ----------
+    reference : array of shape (m,)
+        Scores of ordinary steps, in order of time, that were not used to fit the detector.
+    scores : array of shape (T,)
+        Scores to judge, in order of time; NaN is a missing step.
+    block : int >= 1
+
+    Returns
+    -------
+    ndarray of shape (T,), float64
+        How many reference blocks reach as high as the steps ``t - block + 1 .. t``; 1 where all are missing.
+        Neighbours share most of their block: count a stretch of small p-values as one event.
+
+    Raises
+    ------
+    DataError
+        If the reference is shorter than a block.
+
+    Examples
+    --------
+    >>> block_conformal_p_value([0, 1, 0, 2, 0, 3], [0, 9, 0, 0], block=2)
+    array([1.  , 0.25, 0.25, 1.  ])
+    """
+    maxima = _block_maxima(reference, block)
+    s = np.asarray(scores, dtype=np.float64)
+    s = np.where(np.isnan(s), -np.inf, s)
+    # running maximum in linear time: forward and backward maxima of aligned blocks (van Herk, 1992)
+    n_pad = -s.size % block
+    grid = np.r_[s, np.full(n_pad, -np.inf)].reshape(-1, block)
+    forward = np.maximum.accumulate(grid, axis=1).ravel()[: s.size]
+    backward = np.maximum.accumulate(grid[:, ::-1], axis=1)[:, ::-1].ravel()
+    trailing = np.maximum(forward, np.r_[np.full(min(block - 1, s.size), -np.inf), backward][: s.size])
+    return conformal_p_value(maxima, trailing)
+
+
+def _block_maxima(scores: ArrayLike, block: int) -> NDArray[np.float64]:
+    """Return the maxima of consecutive blocks, the oldest remainder left out, blocks without a score too."""
+    _whole("block", block, 1)
+    s = np.asarray(scores, dtype=np.float64)
+    if s.ndim != 1 or s.size < block:
+        raise DataError(f"needs at least one block of {block} scores in order of time, got shape {s.shape}")
+    infinite = np.flatnonzero(np.isposinf(s))
+    if infinite.size:
+        raise DataError(f"the reference score at row {infinite[0]} is infinite")
+    grid = np.where(np.isnan(s), -np.inf, s)[s.size % block :].reshape(-1, block)
+    maxima = grid.max(axis=1)
+    return maxima[maxima > -np.inf]
