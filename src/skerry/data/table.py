@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skerry.core.errors import DataError, ParameterError
@@ -29,6 +30,8 @@ class Table:
         None where only a full read would tell.
     notes : list of str
         What was found out about the source, for example its separator.
+    files : list of Path
+        What is read from disk; empty for a table in memory or on standard input.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Table:
         self.columns = list(schema)
         self.n_rows = n_rows
         self.notes = notes or []
+        self.files: list[Path] = []
         self._batches = batches
 
     def batches(self, rows: int = 65_536) -> Iterator[pl.DataFrame]:

@@ -27,6 +27,7 @@ __all__ = ["MISSING_TEXT", "Table", "open_table", "reservoir_sample"]
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet", "arrow", "npy", "npz")
 CSV_KINDS = (".csv", ".tsv", ".txt")
+PARQUET_KINDS = (".parquet", ".pq")
 
 
 def open_table(
@@ -95,13 +96,15 @@ def _choose(table: Table, columns: list[str]) -> Table:
             raise DataError(f"{table.name}: no column {c!r}; {nearest(c, table.columns)}")
     unique_names(columns, "columns")
     schema = {c: table.schema[c] for c in columns}
-    return Table(
+    chosen = Table(
         table.name,
         schema,
         lambda rows: (frame.select(columns) for frame in table.batches(rows)),
         table.n_rows,
         table.notes,
     )
+    chosen.files = table.files
+    return chosen
 
 
 def _open_path(text: str, separator: str | None, form: str | None) -> Table:
@@ -111,7 +114,10 @@ def _open_path(text: str, separator: str | None, form: str | None) -> Table:
         found = sorted(p for p in glob.glob(text, recursive=True) if Path(p).is_file())
         if not found:
             raise DataError(f"{text}: no file matches")
-        return parquet_table(text, found)
+        other = [p for p in found if not p.lower().endswith(PARQUET_KINDS)]
+        if other:
+            raise DataError(f"{text}: matches {other[0]}, but only Parquet files are read together; name one file")
+        return _read_from(found, parquet_table(text, found))
     path = Path(text)
     if not path.exists():
         raise DataError(f"{text}: no such file or folder")
@@ -119,9 +125,18 @@ def _open_path(text: str, separator: str | None, form: str | None) -> Table:
         found = sorted(str(p) for p in path.rglob("*.parquet"))
         if not found:
             raise DataError(f"{text}: the folder holds no .parquet file; give a file instead")
-        return parquet_table(text, found)
+        return _read_from(found, parquet_table(text, found))
     if path.stat().st_size == 0:
         raise DataError(f"{text}: the file is empty")
+    return _read_from([text], _open_file(path, text, separator, form))
+
+
+def _read_from(files: list[str], table: Table) -> Table:
+    table.files = [Path(p) for p in files]
+    return table
+
+
+def _open_file(path: Path, text: str, separator: str | None, form: str | None) -> Table:
     suffixes = [s.lower() for s in path.suffixes]
     packed = bool(suffixes) and suffixes[-1] == ".gz"
     kind = (suffixes[-2] if packed and len(suffixes) > 1 else suffixes[-1]) if suffixes else ""
@@ -133,7 +148,7 @@ def _open_path(text: str, separator: str | None, form: str | None) -> Table:
         return csv_table(path, separator, text)
     if kind in (".jsonl", ".ndjson", ".json"):
         return json_table(path, packed)
-    if kind in (".parquet", ".pq"):
+    if kind in PARQUET_KINDS:
         return parquet_table(text, [text])
     if kind in (".arrow", ".ipc", ".feather"):
         return arrow_table(path)

@@ -6,8 +6,8 @@ Memory is bounded by the sample (``sample_rows``), the batch and eight bytes a r
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,16 +16,18 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from skerry.core import metrics
 from skerry.core.detector import Detector
 from skerry.core.errors import DataError, ModelError
 from skerry.core.findings import Finding, Findings
 from skerry.core.threshold import Conformal, Threshold, conformal_p_value
+from skerry.detect.tabular.label_column import label_metrics, read_labels
 from skerry.detect.tabular.registry import make_detector
 from skerry.detect.tabular.row_writer import RowWriter
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from skerry.data.table import Table
 
 __all__ = ["TableModel", "find_outliers"]
 
@@ -157,7 +159,7 @@ def find_outliers(
         As in :class:`TableModel`.
     label : str, optional
         A 0/1 column kept out of the features; metrics against it are reported. The array ``y`` of an ``.npz`` is
-        taken as one.
+        taken as one, and a note says why where it allows no metrics.
     reference : path or table, optional
         Rows known to be normal: the detector is fitted and calibrated on them instead of on ``source``.
     model : TableModel, optional
@@ -182,28 +184,37 @@ def find_outliers(
     Raises
     ------
     DataError
-        If the source cannot be read or used, or ``out`` cannot be written.
+        If the source cannot be read or used, if ``label`` has another value than 0 and 1 or only one of them, or
+        if ``out`` cannot be written or is the source itself. Nothing is then written.
     """
     from skerry.data.tables import open_table
 
     started = time.perf_counter()
+    if model is not None and not isinstance(model, TableModel):
+        raise ModelError(f"model must be a fitted TableModel, got {type(model).__name__}")
+    writer = None if out is None else RowWriter(Path(out))
     table = open_table(source)
+    fitted_on = table if reference is None else open_table(reference)
+    if writer is not None:
+        writer.spare([*table.files, *fitted_on.files])
     if label is not None and label not in table.columns:
         raise DataError(f"{table.name}: no label column {label!r}; columns are {', '.join(table.columns[:20])}")
     notes = list(table.notes)
-    if label is None and str(source).endswith(".npz") and "y" in table.columns:
+    implied = label is None and table.name.endswith(".npz") and "y" in table.columns
+    if implied:
         label = "y"
         notes.append("the array y was taken as the label and kept out of the features")
     if model is None:
-        fitted_on = table if reference is None else open_table(reference)
-        frame, positions = _fitting_sample(fitted_on, sample_rows, random_state, notes)
-        frame = frame.drop(label) if label is not None and label in frame.columns else frame
-        model = TableModel(detector, threshold, random_state).fit(frame, positions=positions)
-    elif not isinstance(model, TableModel):
-        raise ModelError(f"model must be a fitted TableModel, got {type(model).__name__}")
+        with _named(fitted_on):
+            frame, positions = _fitting_sample(fitted_on, sample_rows, random_state, notes)
+            frame = frame.drop(label) if label is not None and label in frame.columns else frame
+            model = TableModel(detector, threshold, random_state).fit(frame, positions=positions)
     if on_fitted is not None:
         on_fitted(model)
-    scored = _score_stream(model, table, label, explain, top, out, batch_rows, random_state, on_progress)
+    with _named(table):
+        scored = _score_stream(
+            model, table, label, implied, explain, top, writer, batch_rows, random_state, on_progress, notes
+        )
     rule = model.detector_.threshold_rule_
     if isinstance(rule, Conformal) and reference is None and scored["n_flagged"] == 0:
         notes.append(
@@ -222,6 +233,18 @@ def find_outliers(
     )
 
 
+@contextmanager
+def _named(table: Table) -> Iterator[None]:
+    """Put the table's name, and what was found out about it, into an error that knows only a column."""
+    try:
+        yield
+    except DataError as error:
+        if table.name in str(error):
+            raise
+        found = f" ({'; '.join(table.notes)})" if table.notes else ""
+        raise DataError(f"{table.name}: {error}{found}") from None
+
+
 def _plain(report: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
@@ -229,7 +252,7 @@ def _plain(report: Any) -> dict[str, Any]:
 
 
 def _fitting_sample(
-    table: Any, sample_rows: int, random_state: int | None, notes: list[str]
+    table: Table, sample_rows: int, random_state: int | None, notes: list[str]
 ) -> tuple[pl.DataFrame, NDArray[np.int64] | None]:
     from skerry.data.tables import reservoir_sample
 
@@ -243,31 +266,43 @@ def _fitting_sample(
 
 def _score_stream(
     model: TableModel,
-    table: Any,
+    table: Table,
     label: str | None,
+    implied: bool,
     explain: bool,
     top: int,
-    out: str | Path | None,
+    writer: RowWriter | None,
     batch_rows: int,
     random_state: int | None,
     on_progress: Callable[[int, int | None], None] | None,
+    notes: list[str],
 ) -> dict[str, Any]:
     """Two passes at most: scores and the decision, then the rows that the decision concerns."""
     detector = model.detector_
     scores, labels = [], []
-    kept_rows: list[pl.DataFrame] = []
     done = 0
     for frame in table.batches(batch_rows):
         if label is not None:
-            labels.append(_labels(frame[label], label, done))
+            try:
+                labels.append(read_labels(frame[label], label, done))
+            except DataError as error:
+                if not implied:  # nobody called y a label of outliers
+                    raise
+                notes.append(f"no metrics: {error}")
+                label = None
         scores.append(model.anomaly_score(frame))
         done += frame.height
-        if done <= MAP_ROWS:
-            kept_rows.append(frame)
         if on_progress:
             on_progress(done, table.n_rows)
     if not scores:
         raise DataError(f"{table.name}: no rows to score")
+    y = np.concatenate(labels) if label is not None else None
+    if y is not None and y.min() == y.max():  # told before anything is written
+        told = f"label column {label!r} holds only the class {int(y[0])}: metrics need both 0 and 1"
+        if not implied:
+            raise DataError(told)
+        notes.append(f"no metrics: {told}")
+        y = None
     s = np.concatenate(scores)
     p = conformal_p_value(detector.reference_scores_, s)
     flagged = detector.threshold_rule_.flag(s, detector.threshold_, p)
@@ -277,7 +312,7 @@ def _score_stream(
 
     flagged_rows = np.flatnonzero(flagged)
     ranked = flagged_rows[np.argsort(-s[flagged_rows], kind="stable")]
-    wanted = flagged_rows if out is not None else np.sort(ranked[:top])
+    wanted = flagged_rows if writer is not None else np.sort(ranked[:top])
     rng = np.random.default_rng(random_state)
     shown = np.arange(s.size) if s.size <= MAP_ROWS else np.sort(rng.choice(s.size, MAP_ROWS, replace=False))
     shown = np.union1d(shown, ranked[:top])
@@ -288,7 +323,8 @@ def _score_stream(
     keep = set(ranked[:top].tolist())
     start = 0
     with ExitStack() as stack:
-        writer = stack.enter_context(RowWriter(Path(out))) if out is not None else None
+        if writer is not None:
+            stack.enter_context(writer)
         for frame in table.batches(batch_rows):
             stop = start + frame.height
             rows = wanted[(wanted >= start) & (wanted < stop)]
@@ -323,37 +359,7 @@ def _score_stream(
         "score_sample": s if s.size <= 100_000 else s[np.sort(rng.choice(s.size, 100_000, replace=False))],
         "importance": dict(sorted(((c, v / total) for c, v in importance.items()), key=lambda kv: -kv[1])),
         "map_points": _map(np.concatenate(points), shown, s, flagged),
-        "metrics": _metrics(np.concatenate(labels), s, flagged, label) if label is not None else {},
-    }
-
-
-def _labels(column: pl.Series, name: str, start: int) -> NDArray[np.int64]:
-    """Read a 0/1 label: numbers, booleans or their text; anything but 0/1/true/false names its row."""
-    import polars as pl
-
-    known = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "true": 1, "false": 0}
-    mapped = column.cast(pl.String, strict=False).str.to_lowercase().replace_strict(known, default=None)
-    bad = mapped.is_null()
-    if bad.any():
-        i = int(bad.arg_max())
-        raise DataError(
-            f"label column {name!r}, row {start + i}: {column[i]!r} is neither 0/1 nor true/false; "
-            "recode it so that 1 marks the outliers"
-        )
-    return mapped.to_numpy().astype(np.int64)
-
-
-def _metrics(y: NDArray, s: NDArray, flagged: NDArray, label: str) -> dict[str, float]:
-    if y.min() == y.max():
-        raise DataError(f"label column {label!r} holds only the class {int(y[0])}: metrics need both 0 and 1")
-    n = int(flagged.sum())
-    return {
-        "auroc": metrics.roc_auc(y, s),
-        "average_precision": metrics.average_precision(y, s),
-        "precision_at_flagged": float(y[flagged].mean()) if n else 0.0,
-        "recall_at_flagged": float(y[flagged].sum() / y.sum()),
-        "flagged": float(n),
-        "positives": float(y.sum()),
+        "metrics": {} if y is None else label_metrics(y, s, flagged),
     }
 
 

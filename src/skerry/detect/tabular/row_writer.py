@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -33,6 +35,12 @@ class RowWriter:
             raise DataError(f"{path}: --out must end in .parquet or .csv")
         self.path = path
 
+    def spare(self, files: Iterable[Path]) -> None:
+        """Refuse to write over one of ``files``, those that are read."""
+        for file in files:
+            if self.path.exists() and file.exists() and self.path.samefile(file):
+                raise DataError(f"{self.path}: is the table that is read, and would be replaced; choose another --out")
+
     def __enter__(self) -> Self:
         from skerry.core.files import atomic_write
 
@@ -47,8 +55,10 @@ class RowWriter:
         import polars as pl
 
         rows = np.arange(start, start + s.size)
-        reasons = pl.Series("reasons", ["; ".join(text.get(r, ())) for r in rows.tolist()], dtype=pl.String)
-        frame = pl.DataFrame({"row": rows, "score": s, "p_value": p, "outlier": flagged}).with_columns(reasons)
+        reasons = pl.repeat("", s.size, dtype=pl.String, eager=True)
+        if text:
+            reasons = reasons.scatter([r - start for r in text], ["; ".join(t) for t in text.values()])
+        frame = pl.DataFrame({"row": rows, "score": s, "p_value": p, "outlier": flagged, "reasons": reasons})
         if self.path.suffix == ".csv":
             frame.write_csv(self._file, include_header=self._header)
             self._header = False
@@ -61,6 +71,10 @@ class RowWriter:
         self._parquet.write_table(batch)
 
     def __exit__(self, *error: Any) -> None:
-        if self._parquet is not None and error[0] is None:
-            self._parquet.close()
+        try:
+            if self._parquet is not None and error[0] is None:
+                self._parquet.close()  # writes the footer, for which the disk may be too full
+        except BaseException:
+            self._stack.__exit__(*sys.exc_info())
+            raise
         self._stack.__exit__(*error)
