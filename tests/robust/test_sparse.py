@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Lasso
 from sklearn.utils.estimator_checks import check_estimator
 
 from skerry.core.errors import ParameterError
 from skerry.robust.composite import SparseProblem, solve
 from skerry.robust.conjugate_gradient import proximal_cg
-from skerry.robust.penalties import concave_gradient, penalty_value, soft, threshold
+from skerry.robust.penalties import soft, threshold
 from skerry.robust.sparse import SparseLogistic, SparseRegression
 
 SOLVERS = ["accelerated", "ista", "cg"]
@@ -19,22 +20,6 @@ def _data(n=80, p=30, seed=0):
     X = rng.normal(size=(n, p))
     X = (X - X.mean(0)) / X.std(0)
     return X, X[:, :3] @ [3.0, -2.0, 1.0] + rng.normal(size=n)
-
-
-@pytest.mark.parametrize("penalty", ["l1", "scad", "mcp"])
-def test_gradients_match_differences(penalty):
-    b = np.array([-9.0, -3.1, -1.4, -0.3, 0.2, 0.9, 1.7, 3.3, 5.0])
-    h = 1e-6
-    slope = (penalty_value(b + h, 1.0, penalty) - penalty_value(b - h, 1.0, penalty)) / (2 * h)
-    assert slope == pytest.approx(np.sign(b) + concave_gradient(b, 1.0, penalty), abs=1e-6)
-
-
-@pytest.mark.parametrize("penalty", ["l1", "scad", "mcp"])
-def test_threshold_is_the_minimiser(penalty):
-    grid = np.linspace(-8, 8, 160001)
-    for z in (-6.0, -2.5, -1.2, 0.4, 1.7, 3.0, 5.0):
-        best = grid[np.argmin(0.5 * (z - grid) ** 2 + penalty_value(grid, 1.0, penalty))]
-        assert threshold(z, 1.0, penalty) == pytest.approx(best, abs=2e-4)
 
 
 @pytest.mark.parametrize("shape", [{"penalty": "scad", "a": 1e7}, {"penalty": "mcp", "gamma": 1e7}, {"penalty": "l1"}])
@@ -72,11 +57,13 @@ def test_solvers_agree_and_are_stationary(loss):
     assert values == pytest.approx([values[0]] * 3, abs=1e-6)
 
 
+@pytest.mark.parametrize("loss", ["squared", "huber"])
 @pytest.mark.parametrize("penalty", ["l1", "scad", "mcp"])
-def test_screening_does_not_change_the_path(penalty):
+def test_screening_does_not_change_the_path(penalty, loss):
     X, y = _data()
-    with_rule = SparseRegression(penalty=penalty, alpha="ebic", tol=1e-8).fit(X, y)
-    without = SparseRegression(penalty=penalty, alpha="ebic", tol=1e-8, screening=False).fit(X, y)
+    common = {"penalty": penalty, "loss": loss, "alpha": "ebic", "tol": 1e-8, "n_alphas": 20}
+    with_rule = SparseRegression(**common).fit(X, y)
+    without = SparseRegression(screening=False, **common).fit(X, y)
     assert with_rule.coef_path_ == pytest.approx(without.coef_path_, abs=1e-5)
     assert set(np.flatnonzero(with_rule.coef_)) == {0, 1, 2}
 
@@ -116,6 +103,46 @@ def test_conjugate_gradient_returns_exact_zeros(search):
     assert b == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("search", ["root", "backtracking", "wolfe"])
+def test_the_estimators_line_search_reaches_the_path_of_the_accelerated_gradient(search):
+    X, y = _data()
+    common = {"alpha": "ebic", "n_alphas": 10, "alpha_min_ratio": 0.1, "tol": 1e-7}
+    expected = SparseRegression(**common).fit(X, y)
+    ours = SparseRegression(solver="cg", line_search=search, **common).fit(X, y)
+    assert ours.coef_path_ == pytest.approx(expected.coef_path_, abs=1e-4)
+    steps = SparseRegression(solver="cg", line_search=search, **common, max_iter=1)
+    with pytest.warns(ConvergenceWarning, match="1 steps did not reach"):
+        steps.fit(X, y)
+
+
+def test_line_searches_take_different_roads():
+    X, y = _data()
+    used = {s: SparseRegression(alpha=0.3, solver="cg", line_search=s).fit(X, y).n_iter_ for s in ("root", "wolfe")}
+    assert used["root"] != used["wolfe"]
+    with pytest.raises(ParameterError, match="line_search"):
+        SparseRegression(line_search="exact").fit(X, y)
+
+
+def test_rules_choose_the_signals_and_their_criteria_are_as_defined():
+    X, y = _data()
+    by_ebic = SparseRegression(alpha="ebic").fit(X, y)
+    best = int(np.argmin(by_ebic.criterion_))
+    r = y - X @ by_ebic.coef_path_[best] - by_ebic.intercept_path_[best]
+    k = np.count_nonzero(by_ebic.coef_path_[best])
+    unit = y.std()
+    by_hand = 80 * np.log(np.mean((r / unit) ** 2)) + k * (np.log(80) + np.log(30))
+    assert by_ebic.criterion_[best] == pytest.approx(by_hand, rel=1e-9)
+    assert by_ebic.alpha_ == by_ebic.alphas_[best]
+    crossed = SparseRegression(alpha="cv").fit(X, y)
+    least = int(np.argmin(crossed.criterion_))
+    assert crossed.alpha_ >= crossed.alphas_[least]  # one standard error: at least as sparse as the least error
+    for model in (by_ebic, crossed):
+        assert set(np.flatnonzero(model.coef_)) == {0, 1, 2}
+    np.testing.assert_array_equal(SparseRegression().fit(X, y).coef_, crossed.coef_)  # p <= n: "auto" is "cv"
+    wide = SparseRegression().fit(X[:20], y[:20])
+    np.testing.assert_array_equal(wide.coef_, SparseRegression(alpha="ebic").fit(X[:20], y[:20]).coef_)
+
+
 def test_huber_sets_outliers_aside_and_the_answer_scales_with_y():
     X, y = _data()
     y[:6] += 60.0
@@ -129,8 +156,6 @@ def test_huber_sets_outliers_aside_and_the_answer_scales_with_y():
 
 
 def test_errors_say_what_is_allowed():
-    with pytest.raises(ParameterError, match="SCAD needs a > 2"):
-        penalty_value([1.0], 1.0, "scad", a=1.5)
     with pytest.raises(ParameterError, match="line_search='x'"):
         proximal_cg(lambda x: x, lambda v, t: v, [0.0], lipschitz=1.0, line_search="x")
     with pytest.raises(ParameterError, match="penalty"):
