@@ -115,3 +115,20 @@ def test_subsampled_search_agrees_with_the_whole(monkeypatch):
 def test_parameters_are_checked(mixture):
     with pytest.raises(ParameterError, match="support_fraction"):
         RobustCovariance(1.5).fit(mixture[0])
+
+
+@pytest.mark.parametrize(("n", "d", "q"), [(60, 40, 12), (60, 10, 10), (30, 300, 10), (1400, 300, 256)])
+def test_wide_tables_are_searched_in_as_many_directions_as_their_rows_allow(n, d, q):
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(n, 3)) @ rng.normal(size=(3, d)) + 0.3 * rng.normal(size=(n, d))
+    odd = rng.choice(n, n // 10, replace=False)
+    X[odd] += 1.2 * rng.normal(size=(len(odd), d))  # within the range of every column, off the common plane
+    detector = RobustCovariance(random_state=0).fit(X)
+    assert detector.n_directions_ == q
+    scores = detector.anomaly_score(X)
+    assert set(np.argsort(-scores)[: len(odd)]) == set(odd)
+    np.testing.assert_allclose(detector.explain(X).sum(axis=1), scores, rtol=1e-6)
+    # the scatter that is shown is the one that scored
+    z = (X - detector.location_) / detector.scale_
+    direct = np.einsum("ij,ij->i", z, np.linalg.solve(detector.covariance_, z.T).T)
+    np.testing.assert_allclose(direct, scores, rtol=1e-5)

@@ -2,7 +2,7 @@
 
 * isolation forest: few random splits isolate the row (marginals and their combinations, any scale);
 * robust covariance: far from the bulk along correlated directions;
-* neighbourhood: far from the nearest tenth of a random reference set, which sees clusters that the other two
+* neighbourhood: far from the nearest twentieth of a random reference set, which sees clusters that the other two
   cannot, and is not fooled by small groups of equal outliers.
 
 The members and the scale were chosen once on the development tables (``benchmarks/tabular.md``); nothing is tuned

@@ -1,8 +1,8 @@
-"""Distance to the nearest tenth of a random reference set: a neighbourhood score in linear time.
+"""Distance to the nearest twentieth of a random reference set: a neighbourhood score in linear time.
 
 A small uniform sample of the training rows stands for the whole, as in Sugiyama and Borgwardt (NIPS 2013), but
-with the distance to its k-th nearest member, k a tenth of it, instead of the nearest: groups of outliers smaller
-than a tenth of the rows then cannot vouch for one another.
+with the distance to its k-th nearest member, k a twentieth of it, instead of the nearest: groups of outliers smaller
+than a twentieth of the rows then cannot vouch for one another.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ReferenceNeighbours(Detector):
     ----------
     n_reference : int, default 512
         Rows of the reference set (all rows where there are fewer).
-    share : float in (0, 1], default 0.1
+    share : float in (0, 1], default 0.05
         k as a share of the reference set.
     random_state : int, RandomState or None, default None
     threshold : str, float or Threshold, default "auto"
@@ -56,7 +56,7 @@ class ReferenceNeighbours(Detector):
         "share": [Interval(Real, 0, 1, closed="right")],
     }
 
-    def __init__(self, n_reference=512, share=0.1, random_state=None, threshold="auto"):
+    def __init__(self, n_reference=512, share=0.05, random_state=None, threshold="auto"):
         self.n_reference = n_reference
         self.share = share
         self.random_state = random_state

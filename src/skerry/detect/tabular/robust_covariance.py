@@ -29,7 +29,9 @@ MAX_STEPS = 30
 FLAT = 1e-4  # smallest eigenvalue, as a share of the mean one; less lets seeds disagree on discrete columns
 FAR = 1e70  # standardised values are held within +-FAR, so that squares stay finite
 BLOCK_VALUES = 1 << 19
-SMALL_WIDTH = 200  # columns below which one BLAS thread is faster
+FEW_PRODUCTS = 1e10  # multiplications of one Gram matrix below which one BLAS thread is faster
+ROWS_PER_DIRECTION = 5  # fewer leave a scatter that follows the draw of its rows
+FEW_DIRECTIONS, MANY_DIRECTIONS = 10, 256  # never fewer than the first, never more than the second
 
 
 class RobustCovariance(Detector):
@@ -57,6 +59,8 @@ class RobustCovariance(Detector):
         Rows that the reweighted estimate stands on (of at most 200,000 that were used).
     n_floored_ : int
         Directions in which the scatter was (nearly) singular and was raised to the floor.
+    n_directions_ : int
+        Directions that the scatter was estimated in; less than ``n_features_in_`` for wide or short tables.
 
     Notes
     -----
@@ -67,6 +71,11 @@ class RobustCovariance(Detector):
     more steps on all rows, and the better one is run to the end. The result is scaled by ``(h / n) /
     P(chi2_{d + 2} <= q_{h / n})`` to be consistent at the Gaussian, and re-estimated from the rows whose
     distance is within the 97.5 % quantile. Small-sample corrections are not applied.
+
+    A determinant needs rows: with fewer than five for each feature, or more than 256 features, the search runs in
+    the leading ``max(10, n // 5)`` (at most 256) directions of the rows' spatial signs, which outliers cannot turn
+    (Locantore et al. 1999), and what lies outside of them counts by its squared length over its usual one, in the
+    manner of ROBPCA (Hubert, Rousseeuw and Vanden Branden 2005).
 
     Where the scatter is singular (constant or repeated features, more than half of the rows on a plane),
     eigenvalues are raised to 0.0001 of their mean, so every distance is finite and rows off the plane
@@ -96,7 +105,7 @@ class RobustCovariance(Detector):
 
     def _fit(self, X: NDArray) -> None:
         # many small products: on more threads BLAS would spend its time waiting
-        with threadpool_limits(1 if X.shape[1] < SMALL_WIDTH else None, user_api="blas"):
+        with threadpool_limits(1 if X.size * X.shape[1] < FEW_PRODUCTS else None, user_api="blas"):
             self._estimate(X)
 
     def _estimate(self, X: NDArray) -> None:
@@ -107,17 +116,28 @@ class RobustCovariance(Detector):
             n = FIT_ROWS
         centre, self.scale_ = _centre_and_scale(X)
         Z = np.clip((X - centre) / self.scale_, -FAR, FAR)
-        share = (n + d + 1) / (2 * n) if self.support_fraction is None else self.support_fraction
-        mean, covariance, distances = _minimum_determinant(Z, min(share, 1.0), rng)
+        self.axes_ = _leading_directions(Z, min(d, MANY_DIRECTIONS, max(FEW_DIRECTIONS, n // ROWS_PER_DIRECTION)))
+        inside = Z @ self.axes_ if self.axes_.size else Z
+        q = inside.shape[1]
+        share = (n + q + 1) / (2 * n) if self.support_fraction is None else self.support_fraction
+        mean, covariance, distances = _minimum_determinant(inside, min(share, 1.0), rng)
         # reweighting: rows within the 97.5 % quantile of the Gaussian
-        near = distances <= 2.0 * gammaincinv(d / 2, 0.975)
-        if near.sum() > d:
-            mean, covariance = _moments(Z[near])
-            covariance *= _consistency(0.975, d)
-        self.n_support_ = int(near.sum())
+        near = distances <= 2.0 * gammaincinv(q / 2, 0.975)
+        if near.sum() > q:
+            mean, covariance = _moments(inside[near])
+            covariance *= _consistency(0.975, q)
+        self.n_support_, self.n_directions_ = int(near.sum()), q
+        self.root_, _, self.n_floored_ = _inverse_root(covariance)
+        self.outside_precision_ = 0.0
+        if self.axes_.size:
+            usual = np.median(_outside(Z, inside)) / max(np.isfinite(self.scale_).sum() - q, 1)
+            usual = max(float(usual), FLAT * np.trace(covariance) / q, 1e-12)
+            self.outside_precision_ = 1.0 / usual
+            self.root_ = self.axes_ @ self.root_
+            mean = self.axes_ @ mean
+            covariance = self.axes_ @ (covariance - usual * np.eye(q)) @ self.axes_.T + usual * np.eye(d)
         self.covariance_ = covariance
         self.location_ = centre + np.where(np.isfinite(self.scale_), self.scale_, 0.0) * mean
-        self.root_, _, self.n_floored_ = _inverse_root(covariance)
 
     def _standardised(self, X: NDArray) -> NDArray[np.float64]:
         return np.clip((X - self.location_) / self.scale_, -FAR, FAR)
@@ -126,14 +146,20 @@ class RobustCovariance(Detector):
         step = max(1, BLOCK_VALUES // X.shape[1])
         out = np.empty(X.shape[0])
         for start in range(0, X.shape[0], step):
-            y = self._standardised(X[start : start + step]) @ self.root_
+            z = self._standardised(X[start : start + step])
+            y = z @ self.root_
             out[start : start + step] = np.einsum("ij,ij->i", y, y)
+            if self.axes_.size:
+                out[start : start + step] += self.outside_precision_ * _outside(z, z @ self.axes_)
         return out
 
     def _explain(self, X: NDArray) -> NDArray[np.float64]:
         """Return ``z_j (P z)_j``; the terms add up to the score."""
         z = self._standardised(X)
-        return z * (z @ (self.root_ @ self.root_.T))
+        pulled = z @ (self.root_ @ self.root_.T)
+        if self.axes_.size:
+            pulled += self.outside_precision_ * (z - (z @ self.axes_) @ self.axes_.T)
+        return z * pulled
 
 
 def _centre_and_scale(X: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -147,6 +173,24 @@ def _centre_and_scale(X: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float
     spread = unit * np.sqrt(np.mean((away / unit) ** 2, axis=0))
     scale = np.where(scale > 1e-9 * spread, scale, spread)
     return centre, np.where(constant | (scale <= 1e-290), np.inf, scale)
+
+
+def _leading_directions(Z: NDArray[np.float64], q: int) -> NDArray[np.float64]:
+    """Return the q leading directions of the spatial signs of standardised rows, (d, q); (d, 0) if q = d."""
+    n, d = Z.shape
+    if q >= d:
+        return np.empty((d, 0))
+    unit = np.maximum(np.abs(Z).max(axis=1, keepdims=True), 1e-290)  # huge rows must not overflow their own length
+    length = unit * np.sqrt(np.mean((Z / unit) ** 2, axis=1, keepdims=True) * d)
+    signs = Z / length
+    if n >= d:
+        return np.linalg.eigh(signs.T @ signs)[1][:, : -q - 1 : -1].copy()
+    return np.linalg.svd(signs, full_matrices=False)[2][:q].T.copy()
+
+
+def _outside(Z: NDArray, inside: NDArray) -> NDArray[np.float64]:
+    """Return the squared length that the projections ``inside`` leave out."""
+    return np.maximum(np.einsum("ij,ij->i", Z, Z) - np.einsum("ij,ij->i", inside, inside), 0.0)
 
 
 def _moments(Z: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
