@@ -22,8 +22,8 @@ from skerry.detect.tabular.knn import KNN
 from skerry.detect.tabular.lof import LOF
 from skerry.kernels.mean_shift import MeanShifter
 
-MAX_ROWS, QUICK_ROWS = 2_000, 400
-EPOCHS, SEEDS, MODELS = 200, 2, 1
+MAX_ROWS, QUICK_ROWS = 7_500, 400
+EPOCHS, SEEDS, MODELS = 500, 3, 1
 ORACLE = (5, 10, 20, 30, 50, 100)
 
 
