@@ -21,6 +21,7 @@ NAMES = {
     "ProjectedHead": _HOME + "embedding_projection",
     "ResidualClip": _HOME + "residual_clip",
     "SingleScaleRMSNorm": _HOME + "single_scale_norm",
+    "UnifiedNorm": _HOME + "unified_norm",
     "absorb_embedding_projection": _HOME + "embedding_projection",
     "clipped_softmax": _HOME + "softmax",
     "find_norms": _HOME + "replace",
