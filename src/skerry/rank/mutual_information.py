@@ -21,11 +21,15 @@ from sklearn.utils._param_validation import Interval, InvalidParameterError, Str
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skerry.core.errors import DataError, ParameterError
-from skerry.kernels import mutual_information as kernels
+from skerry.kernels import bandwidths
+from skerry.kernels.binned_information import MAX_BINS, bin_columns, binned_information
+from skerry.kernels.mutual_information import kde_classes, kde_continuous
+from skerry.kernels.neighbour_information import knn_classes, knn_continuous
 
 __all__ = ["MutualInformationScreen", "benjamini_hochberg", "mutual_information"]
 
 _ESTIMATORS = ("fftkde", "binning", "knn", "pearson")
+_BANDWIDTHS = ("silverman", "scott", "sheather-jones", "official")
 _FEW = 10  # a numeric target with at most this many distinct whole values is a target of classes
 _SHUFFLES = 20
 
@@ -57,8 +61,9 @@ def mutual_information(
         ``pearson``: -ln(1 - r^2)/2 (correlation ratio for classes).
     discrete_target : bool or "auto", default="auto"
         "auto": classes if y is not numeric or has at most 10 distinct whole values.
-    bandwidth : {"silverman", "scott", "official"} or float, default="silverman"
-        Rule per axis; a float multiplies Silverman's; "official" is 1 after robust scaling, as published.
+    bandwidth : {"silverman", "scott", "sheather-jones", "official"} or float, default="silverman"
+        Rule per axis; a float multiplies Silverman's. "sheather-jones" (improved, Botev et al. 2010) assumes no
+        normal shape: for columns of several modes. "official" is 1 after robust scaling, as published.
     correction : {"none", "miller-madow", "shuffle"}, default="none"
         Bias correction of ``binning``: its plug-in value of independent columns is far from 0.
     n_neighbors : int, default=3
@@ -137,7 +142,7 @@ def _estimate(Xt, y, n_classes, estimator, bandwidth, correction, n_neighbors, n
         raise ParameterError(f"estimator={estimator!r}: use one of {', '.join(_ESTIMATORS)}")
     if correction not in ("none", "miller-madow", "shuffle"):
         raise ParameterError(f"correction={correction!r}: use 'none', 'miller-madow' or 'shuffle'")
-    factor, fixed = _bandwidth(bandwidth)
+    rule, value = _bandwidth(bandwidth)
     limit = numba.config.NUMBA_NUM_THREADS
     threads = limit if n_jobs in (None, -1) else int(n_jobs)
     if threads < 1:
@@ -147,13 +152,13 @@ def _estimate(Xt, y, n_classes, estimator, bandwidth, correction, n_neighbors, n
     try:
         if estimator == "fftkde":
             if n_classes:
-                return kernels.kde_classes(Xt, y, n_classes, factor, fixed)
-            return kernels.kde_continuous(Xt, y, factor, fixed, min(Xt.shape[0], 4 * min(threads, limit)))
+                return kde_classes(Xt, y, n_classes, rule, value)
+            return kde_continuous(Xt, y, rule, value, min(Xt.shape[0], 4 * min(threads, limit)))
         if estimator == "knn":
             psi = np.r_[0.0, digamma(np.arange(1, y.size + 2))]
             if n_classes:
-                return kernels.knn_classes(Xt, y, n_classes, n_neighbors, psi)
-            return kernels.knn_continuous(Xt, y, n_neighbors, psi)
+                return knn_classes(Xt, y, n_classes, n_neighbors, psi)
+            return knn_continuous(Xt, y, n_neighbors, psi)
         if estimator == "binning":
             return _binning(Xt, y, n_classes, correction, random_state)
         return _pearson(Xt, y, n_classes)
@@ -161,29 +166,34 @@ def _estimate(Xt, y, n_classes, estimator, bandwidth, correction, n_neighbors, n
         numba.set_num_threads(before)
 
 
-def _bandwidth(rule: str | float) -> tuple[float, float]:
-    """Return (factor of spread * n^-1/5, fixed width or 0)."""
+def _bandwidth(rule: str | float) -> tuple[int, float]:
+    """Return the kernels' (rule, value)."""
     silverman = (4.0 / 3.0) ** 0.2
-    if isinstance(rule, str):
-        if rule not in ("silverman", "scott", "official"):
-            raise ParameterError(f"bandwidth={rule!r}: use 'silverman', 'scott', 'official' or a number")
-        return {"silverman": (silverman, 0.0), "scott": (1.059, 0.0), "official": (silverman, 1.0)}[rule]
-    if not rule > 0:
-        raise ParameterError(f"bandwidth={rule!r}: a number must be positive")
-    return silverman * float(rule), 0.0
+    if not isinstance(rule, str):
+        if not rule > 0:
+            raise ParameterError(f"bandwidth={rule!r}: a number must be positive")
+        return bandwidths.SPREAD, silverman * float(rule)
+    if rule not in _BANDWIDTHS:
+        raise ParameterError(f"bandwidth={rule!r}: use {', '.join(map(repr, _BANDWIDTHS))} or a number")
+    return {
+        "silverman": (bandwidths.SPREAD, silverman),
+        "scott": (bandwidths.SPREAD, 1.059),
+        "sheather-jones": (bandwidths.PLUG_IN, 1.0),
+        "official": (bandwidths.FIXED, 1.0),
+    }[rule]
 
 
 def _binning(Xt, y, n_classes, correction, random_state):
-    codes = kernels.bin_columns(Xt)
+    codes = bin_columns(Xt)
     if not n_classes:
-        y = kernels.bin_columns(y[None, :])[0]
-        n_classes = kernels.MAX_BINS
-    raw = kernels.binned_information(codes, y, n_classes, correction == "miller-madow")
+        y = bin_columns(y[None, :])[0]
+        n_classes = MAX_BINS
+    raw = binned_information(codes, y, n_classes, correction == "miller-madow")
     if correction == "shuffle":
         rng = check_random_state(random_state)
         null = np.zeros_like(raw)
         for _ in range(_SHUFFLES):
-            null += kernels.binned_information(codes, rng.permutation(y), n_classes, False)
+            null += binned_information(codes, rng.permutation(y), n_classes, False)
         raw = raw - null / _SHUFFLES
     return np.maximum(raw, 0.0)
 
@@ -271,7 +281,7 @@ class MutualInformationScreen(SelectorMixin, BaseEstimator):
         "n_keep": [Interval(Integral, 1, None, closed="left"), StrOptions({"n/log n"}), None],
         "discrete_target": ["boolean", StrOptions({"auto"})],
         "bandwidth": [
-            StrOptions({"silverman", "scott", "official"}),
+            StrOptions(set(_BANDWIDTHS)),
             Interval(Real, 0, None, closed="neither"),
             Interval(Integral, 1, None, closed="left"),
         ],

@@ -1,0 +1,94 @@
+"""Compiled plug-in mutual information of binned columns, parallel over columns.
+
+Columns come as the rows of a C-ordered float64 array ``Xt`` of shape (p, n); NaN marks a missing value and is
+dropped pairwise. Every kernel returns p values in nats and depends on no other column, so the result is the same
+on any number of threads. The number of equal-width bins follows L. Birgé and Y. Rozenholc, ESAIM: Probability
+and Statistics 10, 2006.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+from skerry.kernels.pairs import plogp
+
+__all__ = ["MAX_BINS", "bin_columns", "binned_information"]
+
+MAX_BINS = 99
+
+
+@njit(cache=True, nogil=True)
+def _bin(v):
+    """Codes (float64, NaN kept) of equal-width bins, their number by Birge and Rozenholc's penalty."""
+    n = 0
+    low = np.inf
+    high = -np.inf
+    for i in range(v.size):
+        if not np.isnan(v[i]):
+            n += 1
+            low = min(low, v[i])
+            high = max(high, v[i])
+    out = np.full(v.size, np.nan)
+    best = -np.inf
+    chosen = 1
+    if n > 0 and high > low:
+        counts = np.zeros(MAX_BINS, dtype=np.int64)
+        for bins in range(2, MAX_BINS + 1):
+            counts[:] = 0
+            for i in range(v.size):
+                if not np.isnan(v[i]):
+                    counts[min(int((v[i] - low) / (high - low) * bins), bins - 1)] += 1
+            value = n * np.log(bins) - (bins - 1 + np.log(bins) ** 2.5)
+            for b in range(bins):
+                value += plogp(float(counts[b]))
+            if value > best:
+                best = value
+                chosen = bins
+    for i in range(v.size):
+        if not np.isnan(v[i]):
+            out[i] = 0.0
+            if chosen > 1:
+                out[i] = min(int((v[i] - low) / (high - low) * chosen), chosen - 1)
+    return out
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def bin_columns(Xt):
+    """Bin each row of ``Xt``; same shape, float64 codes, NaN kept."""
+    out = np.empty_like(Xt)
+    for j in prange(Xt.shape[0]):
+        out[j] = _bin(Xt[j])
+    return out
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def binned_information(codes, y, n_classes, miller_madow):
+    """Plug-in MI of each row of codes (< 99) with codes ``y``; optionally with Miller and Madow's term."""
+    out = np.zeros(codes.shape[0])
+    for j in prange(codes.shape[0]):
+        table = np.zeros((MAX_BINS, n_classes))
+        n = 0.0
+        for i in range(y.size):
+            if not (np.isnan(codes[j, i]) or np.isnan(y[i])):
+                table[int(codes[j, i]), int(y[i])] += 1.0
+                n += 1.0
+        if n > 0.0:
+            value = np.log(n)
+            cells = 0
+            for a in range(MAX_BINS):
+                total = 0.0
+                for b in range(n_classes):
+                    value += plogp(table[a, b]) / n
+                    total += table[a, b]
+                    cells += table[a, b] > 0.0
+                value -= plogp(total) / n
+                cells -= total > 0.0
+            for b in range(n_classes):
+                total = table[:, b].sum()
+                value -= plogp(total) / n
+                cells -= total > 0.0
+            if miller_madow:
+                value -= (cells + 1) / (2.0 * n)
+            out[j] = value
+    return out
