@@ -1,6 +1,10 @@
-"""Find what does not belong. Tables live in :mod:`skerry.detect.tabular`; its names are public here too."""
+"""Find what does not belong: rows of tables and steps of series.
+
+Tables live in :mod:`skerry.detect.tabular`, series in :mod:`skerry.detect.series`; the names of both are public here.
+"""
 
 from skerry.core.lazy import lazy_package
-from skerry.detect.tabular import NAMES
+from skerry.detect import series, tabular
 
-__getattr__, __dir__, __all__ = lazy_package(__name__, NAMES | {"tabular": ""})
+# "Ensemble" alone is the one for tables
+__getattr__, __dir__, __all__ = lazy_package(__name__, series.NAMES | tabular.NAMES | {"tabular": "", "series": ""})

@@ -1,0 +1,8 @@
+"""Find the moments that do not belong: detectors for series of shape (T, c)."""
+
+from skerry.core.lazy import lazy_package
+
+NAMES = {
+    "Windowed": "skerry.detect.series.windowed",
+}
+__getattr__, __dir__, __all__ = lazy_package(__name__, NAMES)

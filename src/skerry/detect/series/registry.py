@@ -1,0 +1,46 @@
+"""Names of the series detectors as the command knows them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from skerry.core.errors import ParameterError, nearest
+from skerry.core.series_detector import SeriesDetector
+from skerry.detect.series import NAMES
+
+__all__ = ["SERIES_DETECTORS", "make_series_detector"]
+
+SERIES_DETECTORS: dict[str, str] = {
+    "windowed": "Windowed",
+}
+
+
+def make_series_detector(name: str | SeriesDetector, **parameters: Any) -> SeriesDetector:
+    """Return a series detector by its command-line name; parameters it does not have are left out.
+
+    ``"windowed:NAME"`` wraps the detector for tables of that name.
+
+    Raises
+    ------
+    ParameterError
+        For an unknown name; the message lists the nearest ones.
+
+    Examples
+    --------
+    >>> make_series_detector("windowed:hbos", threshold="contamination:0.01")
+    Windowed(detector=HBOS(), threshold='contamination:0.01')
+    """
+    if isinstance(name, SeriesDetector):
+        return name
+    key, _, inner = name.strip().lower().replace("_", "-").partition(":")
+    class_name = SERIES_DETECTORS.get(key) or next((c for c in SERIES_DETECTORS.values() if c.lower() == key), None)
+    if class_name is None or (inner and key != "windowed"):
+        raise ParameterError(f"unknown series detector {name!r}: {nearest(key, SERIES_DETECTORS)}")
+    if inner:
+        from skerry.detect.tabular.registry import make_detector
+
+        parameters["detector"] = make_detector(inner)
+    cls = getattr(importlib.import_module(NAMES[class_name]), class_name)
+    known = cls._get_param_names()
+    return cls(**{k: v for k, v in parameters.items() if k in known})
