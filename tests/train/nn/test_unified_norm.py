@@ -373,6 +373,13 @@ def test_two_forward_passes_may_precede_their_backward_passes():
     assert torch.isfinite(x1.grad).all() and torch.isfinite(x2.grad).all() and norm.iteration == 2
 
 
+def test_a_second_derivative_is_refused_not_wrong():
+    x = rand(4, 3).requires_grad_()
+    (grad,) = torch.autograd.grad(UnifiedNorm(3).double()(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
 def test_compiled_training_is_the_same_and_one_graph():
     a = UnifiedNorm(6, 3, 5, ratio_warmup=6, outlier_filtration=True)
     b = copy.deepcopy(a)

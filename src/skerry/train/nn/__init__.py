@@ -11,6 +11,7 @@ NAMES = {
     "ClippedSoftmax": _HOME + "softmax",
     "DyT": _HOME + "dyt",
     "EmbeddingProjection": _HOME + "embedding_projection",
+    "FixedScale": _HOME + "fusion",
     "GatedAttention": _HOME + "attention",
     "GatedDyT": _HOME + "dyt",
     "GatedNorm": _HOME + "gated_norm",
@@ -25,6 +26,7 @@ NAMES = {
     "absorb_embedding_projection": _HOME + "embedding_projection",
     "clipped_softmax": _HOME + "softmax",
     "find_norms": _HOME + "replace",
+    "fuse_unified_norm": _HOME + "fusion",
     "replace_norms": _HOME + "replace",
 }
 

@@ -87,9 +87,14 @@ def find_norms(
 
 def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put ``module`` at ``name``, in the mode of what was there."""
-    parent, _, own = name.rpartition(".")
-    old = model.get_submodule(name)
-    setattr(model.get_submodule(parent), own, module.train(old.training))
+    path, _, own = name.rpartition(".")
+    parent = model.get_submodule(path)
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        parent.activation_relu_or_gelu = 0  # its fused kernel would compute LayerNorm, whatever stands there
+        for outer in model.modules():
+            if isinstance(outer, nn.TransformerEncoder):
+                outer.use_nested_tensor = False
+    setattr(parent, own, module.train(getattr(parent, own).training))
 
 
 def replace_norms(

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from skerry.core.errors import DataError, ParameterError
 
@@ -58,6 +59,7 @@ class _Normalize(torch.autograd.Function):
         return _affine(x, weight * inverse, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse, ratio, skip, plain, slot = ctx.saved_tensors
         buffer, ema = ctx.gradient_buffer, ctx.gradient_ema
