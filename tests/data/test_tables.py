@@ -231,11 +231,11 @@ def member(shape, payload=b"", descr="<f8"):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"X.npy": member((10**9, 10**6))}, "declares 8000000000000000 bytes, which the file does not hold"),
+        ({"X.npy": member((10**9, 10**6))}, r"X: not a whole .npy file \(declares shape \(1000000000, 1000000\)"),
         ({"X.npy": member((2, 2), b"\x80" * 32, "|O")}, "holds Python objects, which are never read"),
         ({"Z.npy": member((1, 1), bytes(8))}, "holds Z, but no array X"),
         ({"X.npy": member((4,), bytes(32))}, "two-dimensional array is needed"),
-        ({"X.npy": member((2, 1), bytes(16)), "y.npy": member((3,), bytes(24))}, "X has 2 rows, y has 3"),
+        ({"X.npy": member((2, 1), bytes(16)), "y.npy": member((3,), bytes(24))}, r"X has 2 rows, y has shape \(3,\)"),
         ({"X.npy": member((2, 1), bytes(8), "<U1")}, "array of numbers is needed"),
         ({"X.npy": member((0, 2))}, "no rows"),
         ({"X.npy": member((2, 0))}, "no columns"),
@@ -251,7 +251,7 @@ def test_hostile_npz(tmp_path, members, message):
 
 def test_objects_in_npy_are_never_unpickled(tmp_path):
     np.save(tmp_path / "t.npy", np.array([[{}]], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match="not a whole .npy file of numbers"):
+    with pytest.raises(DataError, match="holds Python objects, which are never read"):
         open_table(tmp_path / "t.npy")
 
 

@@ -130,12 +130,13 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         frame = _frame(X)
+        present = set(frame.columns)
         out = np.empty((frame.height, len(self.feature_column_)), dtype=np.float64)
         j = 0
         for name, plan in self.plan_.items():
             if plan["kind"] == "drop":
                 continue
-            if name not in frame.columns:
+            if name not in present:
                 raise DataError(f"column {name!r} is missing; the model was fitted with it")
             for values in encode_column(frame[name], plan):
                 out[:, j] = values

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Table", "first_line", "unique_names"]
 
+DAMAGE = (OSError, EOFError, zlib.error, ValueError, LookupError, NotImplementedError, MemoryError)
 MAX_CELLS = 1 << 23  # in one batch: wide tables come in fewer rows
 
 
@@ -63,7 +64,7 @@ class Table:
                     yield frame.slice(start, rows)
         except DataError:
             raise
-        except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error, ValueError) as error:
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, *DAMAGE) as error:
             raise DataError(f"{self.name}: {first_line(error)}; the file is damaged or not what it seems") from None
 
     def read(self) -> pl.DataFrame:

@@ -83,6 +83,10 @@ def csv_table(path: Path, separator: str | None, name: str) -> Table:
         raise DataError(f"{name}: the first line is blank; it must name the columns")
     if separator and len(header) == 1 and (better := _separator(head)) not in (None, separator):
         raise DataError(f"{name}: no {separator!r} in the first line; it looks separated by {better!r}")
+    if separator is None and len(header) == 1 and (other := _unexpected(head)):
+        notes.append(
+            f"only one column, {header[0]!r}, was found; if {other!r} separates columns, replace it by a comma"
+        )
     unique_names(header, name)
     header = [c or f"column_{i}" for i, c in enumerate(header)]
     if second is None:
@@ -191,6 +195,13 @@ def _separator(head: str) -> str | None:
         if len(found) == 1 and min(found) > 1:
             widths[s] = min(found)
     return max(widths, key=lambda s: widths[s]) if widths else None
+
+
+def _unexpected(head: str) -> str | None:
+    """Return a character that might separate columns although no reader expects it."""
+    lines = [line for line in head.splitlines()[:50] if line.strip()]
+    often = {c: {line.count(c) for line in lines} for c in "^~: " if c in lines[0]}
+    return next((c for c, counts in often.items() if len(counts) == 1), None)
 
 
 def _sniff(head: str, notes: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,16 +23,39 @@ if TYPE_CHECKING:
 __all__ = ["array_table", "npy_table", "npz_table", "sparse_table"]
 
 
+_DAMAGE = (  # whatever a damaged or hostile file makes the readers raise
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
 def npy_table(path: Path) -> Table:
     """Open an ``.npy`` of a numeric matrix, mapped into memory; pickled objects are refused."""
+    name = str(path)
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError, OverflowError, SyntaxError) as error:
-        raise DataError(f"{path}: not a whole .npy file of numbers ({first_line(error)})") from None
-    return array_table(str(path), array)
-
-
-_NPZ_DAMAGE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+        with path.open("rb") as file:
+            shape, fortran, dtype = _header(file, path.stat().st_size, name)
+            start = file.tell()
+        _check_array(name, dtype, shape)
+        if math.prod(shape) == 0:  # which cannot be mapped
+            return array_table(name, np.empty(shape, dtype))
+        array = np.memmap(path, mode="r", dtype=dtype, shape=shape, offset=start, order="F" if fortran else "C")
+    except DataError:
+        raise
+    except _DAMAGE as error:
+        raise DataError(f"{name}: not a whole .npy file of numbers ({first_line(error)})") from None
+    return array_table(name, array)
 
 
 def npz_table(path: Path) -> Table:
@@ -39,7 +63,12 @@ def npz_table(path: Path) -> Table:
     name, packed = str(path), path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
-            held = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
+            held: dict[str, zipfile.ZipInfo] = {}
+            for info in archive.infolist():
+                key = info.filename.removesuffix(".npy")
+                if key in held:
+                    raise DataError(f"{name}: two arrays are named {key!r}; save it again")
+                held[key] = info
             if "X" not in held:
                 raise DataError(f"{name}: holds {', '.join(held) or 'nothing'}, but no array X")
             declared = sum(held[k].file_size for k in ("X", "y") if k in held)
@@ -47,18 +76,20 @@ def npz_table(path: Path) -> Table:
                 raise DataError(
                     f"{name}: unpacks to {declared >> 20:,} MiB; refused as a bomb, save it as .npy instead"
                 )
-            shape, fortran, dtype = _npy_header(archive, held["X"], name)
+            with archive.open(held["X"]) as member:
+                shape, fortran, dtype = _header(member, held["X"].file_size, f"{name}: X")
             _check_array(name, dtype, shape)
             y = None
             if "y" in held:
-                _npy_header(archive, held["y"], name)
+                with archive.open(held["y"]) as member:
+                    y_shape, _, y_dtype = _header(member, held["y"].file_size, f"{name}: y")
+                if math.prod(y_shape) != shape[0] or y_dtype.kind not in "fiubU":
+                    raise DataError(f"{name}: X has {shape[0]} rows, y has shape {y_shape} and dtype {y_dtype}")
                 y = _npz_member(archive, held["y"]).ravel()
-                if y.size != shape[0] or y.dtype.kind not in "fiubU":
-                    raise DataError(f"{name}: X has {shape[0]} rows, y has {y.size} of dtype {y.dtype}")
             whole = _npz_member(archive, held["X"]) if fortran else None
     except DataError:
         raise
-    except _NPZ_DAMAGE as error:
+    except _DAMAGE as error:
         raise DataError(f"{name}: not a whole .npz of plain arrays ({first_line(error)})") from None
     if whole is not None:
         return array_table(name, whole, y)
@@ -71,27 +102,31 @@ def npz_table(path: Path) -> Table:
                     n = min(rows, shape[0] - start)
                     raw = member.read(n * shape[1] * dtype.itemsize)
                     yield np.frombuffer(raw, dtype=dtype).reshape(n, shape[1])
-        except _NPZ_DAMAGE as error:
+        except _DAMAGE as error:
             raise DataError(f"{name}: not a whole .npz of plain arrays ({first_line(error)})") from None
 
     return _numbers_table(name, shape, dtype, blocks, y)
 
 
-def _member_header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(member)
+def _member_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(file)
     if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(member)
-    return np.lib.format.read_array_header_2_0(member)
+        return np.lib.format.read_array_header_1_0(file)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(file)
+    raise ValueError(f"version {version[0]}.{version[1]} of the format holds no plain matrix")
 
 
-def _npy_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    with archive.open(info) as member:
-        shape, fortran, dtype = _member_header(member)
-        size = math.prod(shape) * dtype.itemsize
-        if dtype.hasobject:
-            raise DataError(f"{name}: {info.filename} holds Python objects, which are never read; save numbers")
-        if size != info.file_size - member.tell():
-            raise DataError(f"{name}: {info.filename} declares {size} bytes, which the file does not hold")
+def _header(file: Any, size: int, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read a header and hold it against the ``size`` of its file in bytes, before memory is taken."""
+    shape, fortran, dtype = _member_header(file)
+    if dtype.hasobject:
+        raise DataError(f"{name}: holds Python objects, which are never read; save numbers")
+    declared = math.prod(shape) * dtype.itemsize  # Python integers: no overflow
+    if min(shape, default=0) < 0 or declared != size - file.tell():
+        raise DataError(
+            f"{name}: not a whole .npy file (declares shape {shape} of {dtype}, and holds {size - file.tell()} bytes)"
+        )
     return shape, fortran, dtype
 
 

@@ -8,10 +8,12 @@ buffer per column, and the batch.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skerry.core.errors import DataError
 from skerry.data.table import Table, first_line, unique_names
+from skerry.data.table_arrow import polars_frame
 
 if TYPE_CHECKING:
     import polars as pl
@@ -24,12 +26,13 @@ MIN_BUFFER = 16 << 10
 
 def parquet_table(name: str, paths: list[str]) -> Table:
     """Open Parquet files of one schema as one table; ``name`` stands for all of them."""
-    import polars as pl
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema, n_rows = None, 0
     for path in paths:
+        if Path(path).stat().st_size == 0:
+            raise DataError(f"{path}: the file is empty")
         try:
             with pq.ParquetFile(path) as file:
                 unique_names(file.schema_arrow.names, path)
@@ -44,7 +47,9 @@ def parquet_table(name: str, paths: list[str]) -> Table:
                             f"{path}: column {field.name!r} is {field.type}, "
                             f"but {schema.field(field.name).type} in {paths[0]}"
                         )
-        except (pa.ArrowInvalid, OSError) as error:
+        except DataError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(f"{path}: not a whole Parquet file ({first_line(error)}); fetch it again") from None
     assert schema is not None
     buffer = max(MIN_BUFFER, min(1 << 20, READ_AHEAD // max(1, len(schema))))
@@ -54,8 +59,9 @@ def parquet_table(name: str, paths: list[str]) -> Table:
             with pq.ParquetFile(path, buffer_size=buffer, pre_buffer=False) as file:
                 try:
                     for batch in file.iter_batches(batch_size=rows):
-                        yield pl.from_arrow(pa.Table.from_batches([batch]))
-                except (pa.ArrowInvalid, OSError) as error:
+                        yield polars_frame(batch)
+                except (pa.ArrowException, OSError, ValueError) as error:
                     raise DataError(f"{path}: damaged ({first_line(error)}); fetch it again") from None
 
-    return Table(name, dict(pl.from_arrow(schema.empty_table()).schema), stream, n_rows)
+    empty = polars_frame(pa.RecordBatch.from_pylist([], schema=schema))
+    return Table(name, dict(empty.schema), stream, n_rows)

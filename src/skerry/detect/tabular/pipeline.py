@@ -367,11 +367,16 @@ def _map(X: NDArray, rows: NDArray, s: NDArray, flagged: NDArray) -> dict[str, l
     """Principal components of the tamed features: a map in which one wild value does not squash the rest."""
     Z = np.arcsinh(X)
     Z -= Z.mean(axis=0)
-    if Z.shape[1] == 1:
+    if min(Z.shape) == 1:
         xy = np.column_stack([Z[:, 0], np.zeros(len(Z))])
     else:
-        values, vectors = np.linalg.eigh(Z.T @ Z)
-        vectors = vectors[:, np.argsort(-values)[:2]]
+        from scipy.linalg import eigh
+
+        wide = Z.shape[1] > Z.shape[0]  # then the products of rows are fewer than those of columns
+        gram = Z @ Z.T if wide else Z.T @ Z
+        _, vectors = eigh(gram, subset_by_index=[len(gram) - 2, len(gram) - 1])
+        vectors = (Z.T @ vectors if wide else vectors)[:, ::-1]
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=0), np.finfo(float).tiny)
         vectors *= np.where(vectors[np.abs(vectors).argmax(axis=0), [0, 1]] < 0, -1.0, 1.0)
         xy = Z @ vectors
     return {

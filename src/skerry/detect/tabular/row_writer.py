@@ -72,9 +72,11 @@ class RowWriter:
 
     def __exit__(self, *error: Any) -> None:
         try:
-            if self._parquet is not None and error[0] is None:
+            if self._parquet is not None:
                 self._parquet.close()  # writes the footer, for which the disk may be too full
         except BaseException:
-            self._stack.__exit__(*sys.exc_info())
-            raise
+            self._parquet.is_open = False  # or its destructor tries again, and tells of it on stderr
+            if error[0] is None:
+                self._stack.__exit__(*sys.exc_info())
+                raise
         self._stack.__exit__(*error)
