@@ -169,4 +169,96 @@ def test_errors(table):
     with pytest.raises(ParameterError, match="correction"):
         OutRank(correction="some").fit(table)
     with pytest.raises(DataError, match="fewer rows"):
-        OutRank().fit(table, y=[1, 2])
+        OutRank().fit(table.drop("label"), y=[1, 2])
+
+
+def test_expected_subtracts_the_mean_of_adjusted_information(table):
+    from sklearn.metrics.cluster import contingency_matrix, expected_mutual_information
+
+    got = scores(OutRank(correction="expected", controls=False).fit(table))
+    for name in ("good", "noise", "id"):
+        cells = contingency_matrix(table[name].to_numpy(), table["label"].to_numpy(), sparse=True).astype(np.int64)
+        wanted = mutual_info_score(table[name], table["label"]) - expected_mutual_information(cells, table.height)
+        assert got[name] == pytest.approx(wanted, abs=1e-8)
+
+
+def test_p_values_of_noise_are_uniform():
+    rng = np.random.default_rng(7)
+    frame = pl.DataFrame({f"f{j}": rng.integers(0, 4, 2000) for j in range(200)})
+    p = OutRank(controls=False).fit(frame, y=rng.integers(0, 2, 2000)).ranking_["p_value"].to_numpy()
+    assert np.abs(np.sort(p) - (np.arange(200) + 0.5) / 200).max() < 0.1
+
+
+def test_normalised_scores(table):
+    plain = OutRank(correction="expected").fit(table)
+    share = OutRank(correction="expected", normalize="target-entropy").fit(table)
+    assert share.scores_ == pytest.approx(plain.scores_ / plain.target_entropy_)
+    scaled = OutRank(correction="expected", normalize="min-max").fit(table)
+    assert (scaled.ranking_["score"].max(), scaled.ranking_["score"].min()) == (1, 0)
+    assert plain.ranking_["feature"].to_list() == scaled.ranking_["feature"].to_list()
+    full = OutRank(correction="expected", normalize="target-entropy").fit(table.with_columns(again="label"))
+    assert full.ranking_["score"][0] == pytest.approx(1, abs=1e-3)
+
+
+def test_jobs_change_nothing(table):
+    one, all_of_them = (OutRank(interaction_order=2, pairwise=True, n_jobs=n).fit(table) for n in (1, -1))
+    assert one.ranking_.equals(all_of_them.ranking_)
+    assert one.pairs_.equals(all_of_them.pairs_)
+
+
+def test_a_short_last_batch_does_not_vote(table):
+    frame = pl.concat([table, table[:500]])
+    whole = OutRank(mode="batch-median", batch_rows=1500, controls=False).fit(table)
+    longer = OutRank(mode="batch-median", batch_rows=1500, controls=False).fit(frame)
+    assert whole.scores_.tolist() == longer.scores_.tolist()
+
+
+def test_arrays_frames_and_selection(table):
+    X, y = table.drop("label").to_numpy(), table["label"].to_numpy()
+    ranker = OutRank(k=2).fit(X, y)
+    assert ranker.transform(X).shape == (3000, 2)
+    assert ranker.get_feature_names_out().tolist() == ["x0", "x1"]
+    assert not hasattr(ranker, "feature_names_in_")
+    texts = OutRank(k=2).fit(X.astype(object), y)
+    assert texts.get_support().tolist() == ranker.get_support().tolist()
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(X, columns=table.columns[:-1])
+    chosen = OutRank(k=2).fit(frame, y)
+    assert chosen.transform(frame).columns.tolist() == ["good", "weak"]
+    assert chosen.get_feature_names_out().tolist() == ["good", "weak"]
+    arrow = table.to_arrow()
+    assert OutRank(k=2).fit(arrow).transform(arrow).column_names == ["good", "weak"]
+    with pytest.raises(DataError, match="lacks the column 'good'"):
+        chosen.transform(frame.drop(columns="good"))
+    with pytest.raises(DataError, match="requires y"):
+        OutRank().fit(X)
+
+
+def test_is_a_scikit_learn_estimator():
+    import warnings
+
+    from sklearn.utils.estimator_checks import check_estimator
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check_estimator(OutRank())
+
+
+def test_controls_are_the_bar(table):
+    ranker = OutRank().fit(table)
+    noise = ranker.controls_.filter(pl.col("kind") == "noise")
+    assert set(ranker.controls_.filter(pl.col("kind") == "reference")["feature"]) == {"target", "row-hash"}
+    bar = noise["score"].max()
+    assert (ranker.ranking_["above_control"] == (ranker.ranking_["score"] > bar)).all()
+    assert ranker.controls_["feature"][0] == "target"
+    bare = OutRank(controls=False).fit(table)
+    assert bare.controls_.is_empty()
+    assert bare.ranking_["above_control"].null_count() == bare.ranking_.height
+
+
+def test_refitting_forgets(table):
+    ranker = OutRank(pairwise=True, row_quality=True).fit(table)
+    ranker.rank_3mr()
+    ranker.set_params(pairwise=False, row_quality=False).fit(table.drop("weak"))
+    assert not any(hasattr(ranker, name) for name in ("pairs_", "rows_", "steps_3mr_"))
+    assert ranker.n_features_in_ == 4

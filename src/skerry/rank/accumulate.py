@@ -36,6 +36,8 @@ __all__ = [
 
 CELLS = 1 << 22  # joint cells kept of a column and the target before they are hashed
 _KEY = 1 << 20  # above any code
+_NONE = np.zeros(0, dtype=np.int64)
+TABLE = 100_000_000  # cells of a table that is drawn; above it the exact mean serves as its mean
 
 
 def read_frames(X: Any, y: Any, target: str, rows: int, subsampling: int) -> Iterator[Any]:
@@ -59,6 +61,8 @@ def read_frames(X: Any, y: Any, target: str, rows: int, subsampling: int) -> Ite
     labels = None if y is None else np.asarray(y)
     for frame in frames:
         if labels is not None:
+            if target in frame.columns:
+                raise DataError(f"y is given, and X has a column {target!r} too: leave y out, or name y by target=")
             part = labels[start : start + frame.height]
             if part.shape[0] != frame.height:
                 raise DataError("y has fewer rows than X")
@@ -228,8 +232,9 @@ def all_pairs(block: Block, *, correction: str, draws: int, seed: int) -> NDArra
 class TargetCounts:
     """Joint counts of one column and the target, added up over batches; no row is kept.
 
-    Past 2^22 cells a new batch's cells are hashed to 2^22 first, so memory stays bounded (the information of such a
-    column is then too low by what collides).
+    Past 2^22 cells the column's codes are folded to the next lower power of two, again and again as needed, so memory
+    stays bounded: the information of such a column is then too low by what collides. The values that came first keep
+    codes of their own.
 
     Examples
     --------
@@ -242,9 +247,8 @@ class TargetCounts:
     """
 
     def __init__(self) -> None:
-        self.keys = np.zeros(0, dtype=np.int64)
-        self.counts = np.zeros(0, dtype=np.int64)
-        self.hashed = False
+        self.keys = self.counts = _NONE
+        self.bits = 20  # of the column's codes that are kept
 
     def add(self, codes: NDArray, y: NDArray) -> None:
         """Add a batch of codes of the column and of the target, shape (n,) each, below 2^20."""
@@ -258,19 +262,18 @@ class TargetCounts:
             keys, counts = np.unique(joint, return_counts=True)
         keys = keys // width * _KEY + keys % width
         self._merge(keys, counts)
-        if not self.hashed and self.keys.size > CELLS:
-            self.hashed = True
-            self._merge(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+        while self.keys.size > CELLS and self.bits > 1:
+            self.bits -= 1
+            self._merge()
 
     def merge_targets(self, neighbours: int) -> None:
         """Join every so many neighbouring codes of the target."""
         self.keys = self.keys // _KEY * _KEY + self.keys % _KEY // neighbours
-        self._merge(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+        self._merge()
 
-    def _merge(self, keys: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+    def _merge(self, keys: NDArray[np.int64] = _NONE, counts: NDArray[np.int64] = _NONE) -> None:
         keys, counts = np.concatenate([self.keys, keys]), np.concatenate([self.counts, counts])
-        if self.hashed:  # only the column's code is hashed: the target must stay what it is
-            keys = (keys // _KEY) % 4_093 * _KEY + keys % _KEY
+        keys = keys // _KEY % (1 << self.bits) * _KEY + keys % _KEY  # the target must stay what it is
         self.keys, place = np.unique(keys, return_inverse=True)
         self.counts = np.bincount(place, weights=counts, minlength=self.keys.size).astype(np.int64)
 
@@ -287,7 +290,7 @@ class TargetCounts:
         if min(a.size, b.size) < 2:
             return 0.0, mi, 0.0, a.size
         chance = _chance(a, b)
-        if correction == "permutation":
+        if correction == "permutation" and a.size * b.size <= TABLE:
             null = margin_draws(a, b, sums, draws=draws, seed=seed, key=key)
             return mi - float((math.log(n) + sums.value(null) - margin).mean()), mi, chance, a.size
         return (mi if correction == "none" else mi - chance), mi, chance, a.size

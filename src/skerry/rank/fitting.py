@@ -255,7 +255,8 @@ class Fit:
         self._tables(pl)
         with self._timed("quality"):
             raw = np.array([self.votes.score((n,)) for n in given])
-            ranker.anomalies_ = self._anomalies(raw)
+            sure = np.array([(rows[n]["p_value"] or 0.0) < 0.01 for n in given])
+            ranker.anomalies_ = self._anomalies(np.where(sure, raw, 0.0))
         ranker._singles = [k[0] for k in self.votes.of if len(k) == 1]
         ranker._relevance = np.array([self.votes.score((n,)) for n in ranker._singles])
         ranker._scorer, ranker._block, ranker._pairs = self.scorer, self.block, self.pair_votes

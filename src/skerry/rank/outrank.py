@@ -222,12 +222,15 @@ class OutRank(SelectorMixin, BaseEstimator):
             raise ParameterError(f"a reference model needs a surrogate heuristic: {', '.join(SURROGATES)}")
         for text in self.sub_features:
             parse_operator(text)
+        named = not isinstance(X, (list, np.ndarray))
         X, y = self._input(X, y)
         before = numba.get_num_threads()
         if self.n_jobs > 0:
             numba.set_num_threads(min(self.n_jobs, before))
         try:
             Fit(self, X, y, target).run()
+            if named:
+                self.feature_names_in_ = np.array(self._names, dtype=object)
             if self.heuristic == "MI-numba-3mr":
                 self.rank_3mr()
         finally:
@@ -239,6 +242,9 @@ class OutRank(SelectorMixin, BaseEstimator):
         self.__dict__.pop("feature_names_in_", None)
         if isinstance(X, (list, np.ndarray)) or hasattr(X, "tocsr"):
             X = validate_data(self, X, dtype=None, ensure_all_finite="allow-nan", ensure_min_samples=2)
+            if y is None:
+                raise DataError("an array requires y to be passed, but the target y is None: give y, or a named table")
+            X = _texts(X) if X.dtype.kind in "OUS" else X
         if y is not None:
             y = column_or_1d(y, warn=True)
         return X, y
@@ -345,3 +351,11 @@ class OutRank(SelectorMixin, BaseEstimator):
             return X.select(chosen) if hasattr(X, "column_names") else X[chosen]
         X = validate_data(self, X, dtype=None, ensure_all_finite="allow-nan", reset=False)
         return X[:, mask]
+
+
+def _texts(X: NDArray) -> Any:
+    """Return an array of objects as a polars frame of text; None and NaN are null."""
+    import polars as pl
+
+    columns = ([None if v is None or v != v else str(v) for v in column] for column in X.T)
+    return pl.DataFrame({f"x{j}": pl.Series(c, dtype=pl.String) for j, c in enumerate(columns)})
