@@ -3,7 +3,9 @@
 from skerry.core.lazy import lazy_package
 
 NAMES = {
+    "Forecast": "skerry.detect.series.forecast",
     "MatrixProfile": "skerry.detect.series.matrix_profile",
+    "SpectralResidual": "skerry.detect.series.spectral_residual",
     "Windowed": "skerry.detect.series.windowed",
 }
 __getattr__, __dir__, __all__ = lazy_package(__name__, NAMES)

@@ -12,7 +12,9 @@ from skerry.detect.series import NAMES
 __all__ = ["SERIES_DETECTORS", "make_series_detector"]
 
 SERIES_DETECTORS: dict[str, str] = {
+    "forecast": "Forecast",
     "matrix-profile": "MatrixProfile",
+    "spectral-residual": "SpectralResidual",
     "windowed": "Windowed",
 }
 
