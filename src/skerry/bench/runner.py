@@ -22,6 +22,7 @@ __all__ = ["STUDIES", "compare", "plain", "run_study", "to_markdown"]
 STUDIES: dict[str, str] = {
     "apre-mss": "autoencoder losses and mean-shift scoring on labelled tables",
     "autood": "searching for a detector: AutoOD beside random search",
+    "beta-rank": "pruning filters after imbalanced training: Beta-Rank beside seven criteria",
     "conformal": "measured false discovery rate of conformal thresholds",
     "outrank": "cardinality-aware ranking beside the published package",
     "robust-high-dimensional": "screening, nonconvex regression and mixed models",
