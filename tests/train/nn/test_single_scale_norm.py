@@ -7,7 +7,8 @@ pytest.importorskip("torch", reason="needs the extra 'deep'")
 import torch
 from torch import nn
 
-from skerry.train.nn import SingleScaleRMSNorm
+from skerry.core.errors import ModelError
+from skerry.train.nn import SingleScaleRMSNorm, expand_single_scale
 
 
 def rand(*shape, seed=0, dtype=torch.float32):
@@ -56,3 +57,15 @@ def test_finite_differences_compilation_and_bfloat16():
 def test_half_precision_does_not_overflow():
     x = torch.full((2, 8), 3e4, dtype=torch.float16)
     torch.testing.assert_close(SingleScaleRMSNorm(8)(x), torch.ones_like(x))
+
+
+def test_a_whole_model_is_expanded_once_trained():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(SingleScaleRMSNorm(4, init=2.0), nn.Linear(4, 4), SingleScaleRMSNorm(4)), rand(3, 4)
+    net.add_module("again", net[0])
+    before = net(x)
+    assert expand_single_scale(net) is net
+    assert net.again is net[0] and net.state_dict()["0.weight"].tolist() == [2.0] * 4
+    torch.testing.assert_close(net(x), before)
+    with pytest.raises(ModelError, match="nothing to expand"):
+        expand_single_scale(net)

@@ -25,6 +25,8 @@ NAMES = {
     "UnifiedNorm": _HOME + "unified_norm",
     "absorb_embedding_projection": _HOME + "embedding_projection",
     "clipped_softmax": _HOME + "softmax",
+    "convert_transformers": _HOME + "transformers_models",
+    "expand_single_scale": _HOME + "single_scale_norm",
     "find_norms": _HOME + "replace",
     "fuse_unified_norm": _HOME + "fusion",
     "replace_norms": _HOME + "replace",

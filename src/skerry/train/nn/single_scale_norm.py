@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
-__all__ = ["SingleScaleRMSNorm"]
+from skerry.core.errors import ModelError
+from skerry.train.nn.replace import set_module
+
+__all__ = ["SingleScaleRMSNorm", "expand_single_scale"]
 
 
 class SingleScaleRMSNorm(nn.Module):
@@ -51,3 +54,37 @@ class SingleScaleRMSNorm(nn.Module):
     def extra_repr(self) -> str:
         """Return the arguments."""
         return f"{self.dim}, eps={self.eps}"
+
+
+def expand_single_scale(model: nn.Module) -> nn.Module:
+    """Replace every :class:`SingleScaleRMSNorm` of a trained model by the equal ``torch.nn.RMSNorm``, in place.
+
+    The weights then have the names and shapes that loaders of Llama-like models expect.
+
+    Parameters
+    ----------
+    model : Module
+
+    Returns
+    -------
+    Module
+        The same object.
+
+    Raises
+    ------
+    ModelError
+        If there is none.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> expand_single_scale(nn.Sequential(SingleScaleRMSNorm(4), nn.Linear(4, 2)))[0].weight.tolist()
+    [1.0, 1.0, 1.0, 1.0]
+    """
+    places = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, SingleScaleRMSNorm)]
+    if not places or not places[0][0]:
+        raise ModelError(f"no SingleScaleRMSNorm inside {type(model).__name__}: nothing to expand")
+    plain = {id(module): module.to_rms_norm() for _, module in places}
+    for name, module in places:
+        set_module(model, name, plain[id(module)])
+    return model
