@@ -133,7 +133,7 @@ def test_duplicates_are_told_and_too_many_are_an_error():
 def test_equal_rows_are_dropped_without_harm():
     t = np.repeat(np.arange(5), 2)
     out, values = unique_stamps(clock(t), np.repeat(np.arange(5.0), 2)[:, None], "auto", "s")
-    assert values[:, 0].tolist() == [0, 1, 2, 3, 4] and "repeat" in out.notes[0]
+    assert values[:, 0].tolist() == [0, 1, 2, 3, 4] and "dropped" in out.notes[0]
 
 
 # ---- gaps ----------------------------------------------------------------------------------------------------

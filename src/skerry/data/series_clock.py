@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 
 from skerry.core.errors import DataError
 
-__all__ = ["Clock", "duration_words", "order_rows", "set_grid", "unique_stamps"]
+__all__ = ["Clock", "count_words", "duration_words", "order_rows", "set_grid", "snap", "unique_stamps"]
 
 SHUFFLED_SHARE = 0.01  # of steps that go back, from which on rows are taken to be in no order
 LATE_ROWS = 3  # rows that a late one may be late by
 REGULAR_SHARE = 0.95
 TOLERANCE = 0.1  # of a step
-MAX_FILL = 4  # inserted rows for each row that is there
+MAX_FILL = 4  # inserted rows for each row that is there,
+FREE_FILL = 10_000  # or so many in all
 
 Order = Literal["auto", "sort", "keep", "error"]
 Duplicates = Literal["auto", "mean", "first", "last", "error"]
@@ -74,6 +75,11 @@ def duration_words(step: float, calendar: bool) -> str:
     return f"{step:.4g} us"
 
 
+def count_words(n: int, what: str) -> str:
+    """Return ``"1 row"`` or ``"1,200 rows"``."""
+    return f"{n:,} {what}" + ("" if n == 1 else "s")
+
+
 def _typical_step(t: NDArray) -> float:
     """Return the median of the steps that go forward (0 if none does)."""
     steps = np.diff(t.astype(np.float64))
@@ -105,7 +111,9 @@ def order_rows(clock: Clock, order: Order, name: str) -> Clock:
     if order == "sort":
         by_time = np.argsort(t, kind="stable")
         moved = int((by_time != np.arange(t.size)).sum())
-        notes.append(f"the rows were not in order of time ({back.size:,} steps back, the first at {where}); sorted")
+        notes.append(
+            f"the rows were not in order of time ({count_words(back.size, 'step')} back, the first at {where}); sorted"
+        )
         assert moved
         return Clock(t[by_time], clock.rows[by_time], notes)
     return _move_on(clock, back)
@@ -152,7 +160,7 @@ def _move_on(clock: Clock, back: NDArray) -> Clock:
     if clock.calendar and np.isin(np.round(jumps / 60e6), (30, 60)).any():
         hint = "; it may be the end of daylight saving time: time_zone= reads such stamps rightly"
     clock.notes.append(
-        f"the clock goes back at {back.size:,} place{'s' if back.size > 1 else ''}, the first at row "
+        f"the clock goes back at {count_words(back.size, 'place')}, the first at row "
         f"{clock.rows[back[0] + 1]} by {duration_words(float(-steps[back[0]]), clock.calendar)}; the order of the "
         f"file was kept and later stamps were moved on by up to {duration_words(largest, clock.calendar)}{hint}"
     )
@@ -176,7 +184,7 @@ def unique_stamps(
     repeated = same & ~new
     n_equal = int(repeated.sum())
     if n_equal:
-        clock.notes.append(f"{n_equal:,} rows repeat the one before and were dropped")
+        clock.notes.append(f"{count_words(n_equal, 'row')} with the stamp and values of the one before; dropped")
         t, values, new = t[~repeated], values[~repeated], new[~repeated]
         clock = Clock(t, clock.rows[~repeated], clock.notes)
     if new.all():
@@ -195,15 +203,30 @@ def unique_stamps(
         how = f"the {duplicates} of each was kept"
         clock, values = Clock(t[keep], clock.rows[keep], clock.notes), values[keep]
     else:
-        seen = ~np.isnan(values)
-        starts = np.flatnonzero(new)
-        count = np.add.reduceat(seen, starts, axis=0, dtype=np.int64)
-        total = np.add.reduceat(np.where(seen, values, 0.0), starts, axis=0)
-        values = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        clock, values = average_rows(clock, values)
         how = "averaged"
-        clock = Clock(t[new], clock.rows[new], clock.notes)
-    clock.notes.append(f"{int((~new).sum()):,} rows have the stamp of another, {where}; {how}")
+    clock.notes.append(f"{count_words(int((~new).sum()), 'row')} with the stamp of another, {where}; {how}")
     return clock, values
+
+
+def average_rows(clock: Clock, values: NDArray[np.float64]) -> tuple[Clock, NDArray[np.float64]]:
+    """Join rows of one stamp by the mean of what each channel has there."""
+    starts = np.flatnonzero(np.r_[True, clock.time[1:] != clock.time[:-1]])
+    seen = ~np.isnan(values)
+    count = np.add.reduceat(seen, starts, axis=0, dtype=np.int64)
+    total = np.add.reduceat(np.where(seen, values, 0.0), starts, axis=0)
+    values = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return Clock(clock.time[starts], clock.rows[starts], clock.notes), values
+
+
+def snap(clock: Clock, values: NDArray[np.float64], step: float) -> tuple[Clock, NDArray[np.float64]]:
+    """Move every stamp back to a multiple of ``step`` and average the rows that then share theirs."""
+    t = clock.time // round(step) * round(step) if clock.calendar else np.floor(clock.time / step) * step
+    snapped, values = average_rows(Clock(t, clock.rows, clock.notes), values)
+    clock.notes.append(
+        f"put on a grid of {duration_words(step, clock.calendar)}: {t.size:,} rows became {snapped.time.size:,} steps"
+    )
+    return snapped, values
 
 
 # ---- gaps ----------------------------------------------------------------------------------------------------
@@ -218,11 +241,12 @@ class Grid:
     parts: list[tuple[Clock, NDArray[np.float64]]]
 
 
-def set_grid(clock: Clock, values: NDArray[np.float64], max_gap: int) -> Grid:
-    """Make gaps visible by rule 3; the notes go to the clocks of all parts."""
+def set_grid(clock: Clock, values: NDArray[np.float64], max_gap: int, step: float | None = None) -> Grid:
+    """Make gaps visible by rule 3, with the step given or the typical one; all parts get the notes."""
     t = clock.time
-    step = _typical_step(t)
-    if t.size < 3 or step <= 0.0:
+    few = t.size < (3 if step is None else 2)  # one step tells nothing of the others
+    step = _typical_step(t) if step is None else step
+    if few or step <= 0.0:
         return Grid(step, True, [(clock, values)])
     steps = np.diff(t.astype(np.float64))
     count = np.round(steps / step)
@@ -235,7 +259,7 @@ def set_grid(clock: Clock, values: NDArray[np.float64], max_gap: int) -> Grid:
         )
         return Grid(step, False, [(clock, values)])
     missing = np.where(count > 1, count - 1, 0.0)
-    while missing[missing <= max_gap].sum() > MAX_FILL * t.size:
+    while missing[missing <= max_gap].sum() > max(MAX_FILL * t.size, FREE_FILL):
         max_gap //= 2
     cut = np.flatnonzero(missing > max_gap)
     bounds = np.r_[0, cut + 1, t.size]
@@ -243,12 +267,12 @@ def set_grid(clock: Clock, values: NDArray[np.float64], max_gap: int) -> Grid:
     if n_gaps:
         widest = int(np.argmax(np.where(missing <= max_gap, missing, 0)))
         clock.notes.append(
-            f"{n_gaps:,} gap{'s' if n_gaps > 1 else ''} of {n_new:,} missing steps, the longest "
+            f"{count_words(n_gaps, 'gap')}, {count_words(n_new, 'missing step')} in all, the longest gap "
             f"({int(missing[widest]):,}) after row {clock.rows[widest]}; filled with NaN"
         )
     if cut.size:
         clock.notes.append(
-            f"{cut.size:,} gap{'s' if cut.size > 1 else ''} longer than {max_gap:,} steps, the first after row "
+            f"{count_words(cut.size, 'gap')} longer than {max_gap:,} steps, the first after row "
             f"{clock.rows[cut[0]]} ({duration_words(steps[cut[0]], clock.calendar)}); the series is cut there"
         )
     parts = []
