@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skerry.core.errors import DataError
-from skerry.data.table import Table, first_line, unique_names
-from skerry.data.table_arrow import polars_frame
+from skerry.data.table import Table, first_line
+from skerry.data.table_arrow import check_fields, polars_frame
 
 if TYPE_CHECKING:
     import polars as pl
@@ -35,7 +35,7 @@ def parquet_table(name: str, paths: list[str]) -> Table:
             raise DataError(f"{path}: the file is empty")
         try:
             with pq.ParquetFile(path) as file:
-                unique_names(file.schema_arrow.names, path)
+                check_fields(file.schema_arrow, path)
                 n_rows += file.metadata.num_rows
                 if schema is None:
                     schema = file.schema_arrow
@@ -59,9 +59,12 @@ def parquet_table(name: str, paths: list[str]) -> Table:
             with pq.ParquetFile(path, buffer_size=buffer, pre_buffer=False) as file:
                 try:
                     for batch in file.iter_batches(batch_size=rows):
-                        yield polars_frame(batch)
+                        yield polars_frame(pa.Table.from_batches([batch]))
                 except (pa.ArrowException, OSError, ValueError) as error:
                     raise DataError(f"{path}: damaged ({first_line(error)}); fetch it again") from None
 
-    empty = polars_frame(pa.RecordBatch.from_pylist([], schema=schema))
+    try:
+        empty = polars_frame(schema.empty_table())
+    except (pa.ArrowException, ValueError) as error:
+        raise DataError(f"{name}: its columns cannot be read ({first_line(error)}); write it again") from None
     return Table(name, dict(empty.schema), stream, n_rows)
