@@ -4,6 +4,7 @@ from skerry.core.lazy import lazy_package
 
 NAMES = {
     "Forecast": "skerry.detect.series.forecast",
+    "HalfSpaceTrees": "skerry.detect.series.half_space_trees",
     "MatrixProfile": "skerry.detect.series.matrix_profile",
     "SpectralResidual": "skerry.detect.series.spectral_residual",
     "Windowed": "skerry.detect.series.windowed",

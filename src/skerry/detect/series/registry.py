@@ -13,6 +13,7 @@ __all__ = ["SERIES_DETECTORS", "make_series_detector"]
 
 SERIES_DETECTORS: dict[str, str] = {
     "forecast": "Forecast",
+    "half-space-trees": "HalfSpaceTrees",
     "matrix-profile": "MatrixProfile",
     "spectral-residual": "SpectralResidual",
     "windowed": "Windowed",
