@@ -75,6 +75,10 @@ def test_step_by_step_is_the_same_as_in_one_piece(make, waves, tmp_path):
     resumed = load(tmp_path / "state.skerry")
     got += [resumed.update(x) for x in part[60:]]
     np.testing.assert_allclose(got, whole, rtol=1e-6, atol=1e-9)
+    with pytest.raises(DataError, match="2 channels"):
+        resumed.update([1.0, 2.0, 3.0])
+    with pytest.raises(DataError, match="infinity in channel 1"):
+        resumed.update([1.0, np.inf])
     np.testing.assert_allclose(detector.anomaly_score(part), whole)  # scoring and following do not disturb each other
 
 

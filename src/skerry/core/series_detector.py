@@ -78,6 +78,17 @@ class SeriesDetector(Detector):
             warnings.simplefilter("ignore", RuntimeWarning)  # a channel without any value
             self.feature_medians_ = np.nan_to_num(np.nanmedian(X, axis=0))
 
+    def _check_step(self, x: ArrayLike) -> NDArray[np.float64]:
+        """Return the next step of a stream as (1, c); cheap, since it runs once a step."""
+        step = np.array(x, dtype=np.float64, ndmin=1)
+        if step.shape != (self.n_features_in_,):
+            raise DataError(
+                f"{type(self).__name__}: a step has shape {step.shape}, fitted on {self.n_features_in_} channels"
+            )
+        if np.isinf(step).any():
+            raise DataError(f"{type(self).__name__}: infinity in channel {np.flatnonzero(np.isinf(step))[0]}")
+        return np.clip(step, -HUGE, HUGE)[None]
+
     def _check_X(self, X: Any, reset: bool) -> NDArray:
         name = type(self).__name__
         if not hasattr(X, "columns"):

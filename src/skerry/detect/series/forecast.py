@@ -154,7 +154,7 @@ class Forecast(SeriesDetector):
 
     def update(self, x: ArrayLike) -> float:
         """Return the score of the next step ``x`` of shape (c,)."""
-        x = self._check_X(np.asarray(x, dtype=np.float64).reshape(1, -1), reset=False)
+        x = self._check_step(x)
         filled = forward_filled(x, self.recent_[-1] if len(self.recent_) else self.feature_medians_)
         past = self.recent_ if len(self.recent_) else np.repeat(filled, self.lags, axis=0)
         z = self._standardised(np.concatenate([past, filled]))

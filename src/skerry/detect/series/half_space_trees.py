@@ -131,7 +131,7 @@ class HalfSpaceTrees(SeriesDetector):
 
     def update(self, x: ArrayLike) -> float:
         """Return the score of the next step ``x`` of shape (c,)."""
-        x = self._check_X(np.asarray(x, dtype=np.float64).reshape(1, -1), reset=False)
+        x = self._check_step(x)
         x = forward_filled(x, self.recent_[-1] if len(self.recent_) else self.feature_medians_)
         past = self.recent_ if len(self.recent_) else np.repeat(x, self.lags, axis=0)
         self.recent_ = np.concatenate([past[1:], x])
