@@ -64,8 +64,9 @@ def find_key(frame: pl.DataFrame, time: str, stamps: NDArray, source: str) -> tu
     import polars as pl
 
     n = frame.height
-    shared = n - np.unique(stamps).size > KEY_SHARE * n
     back = int((np.diff(stamps) < 0).sum())
+    ordered = np.sort(stamps) if back else stamps
+    shared = bool((np.diff(ordered) == 0).sum() > KEY_SHARE * n)
     if not shared and back == 0:
         return [], []
 
