@@ -49,9 +49,8 @@ def test_gain_and_bias_are_taken_over_on_request():
     nn.init.normal_(block.norm1.weight)
     nn.init.normal_(block.norm1.bias)
     weight, bias = block.norm1.weight.clone(), block.norm1.bias.clone()
-    replace_norms(block, DyT, "norm[12]", copy_affine=True)
+    replace_norms(block, DyT, "norm1", copy_affine=True)
     assert torch.equal(block.norm1.weight, weight) and torch.equal(block.norm1.bias, bias)
-    assert (block.norm2.weight == 2).all()
     replace_norms(block, GatedNorm, "norm1", copy_affine=True)
     assert torch.equal(block.norm1.norm.weight, weight)
     replace_norms(block, DyT, "norm2")
@@ -63,3 +62,26 @@ def test_a_match_that_finds_nothing_is_an_error():
         replace_norms(Block(), DyT, "attention")
     with pytest.raises(ModelError, match="itself a norm"):
         replace_norms(nn.LayerNorm(3), DyT)
+
+
+class GemmaLikeRMSNorm(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x):
+        return (1 + self.weight) * nn.functional.rms_norm(x, self.weight.shape)
+
+
+class PlainRMSNorm(ForeignRMSNorm):
+    def forward(self, x):
+        return nn.functional.rms_norm(x, self.weight.shape, self.weight)
+
+
+def test_a_gain_that_means_something_else_is_not_copied():
+    net = nn.Sequential(GemmaLikeRMSNorm(6), nn.Linear(6, 2))
+    with pytest.raises(ModelError, match="does not multiply the normalised input"):
+        replace_norms(net, nn.RMSNorm, copy_affine=True)
+    assert isinstance(replace_norms(net, nn.RMSNorm)[0], nn.RMSNorm)
+    plain = nn.Sequential(PlainRMSNorm(6), nn.Linear(6, 2))
+    assert (replace_norms(plain, nn.RMSNorm, copy_affine=True)[0].weight == 2).all()

@@ -97,6 +97,26 @@ def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(parent, own, module.train(getattr(parent, own).training))
 
 
+@torch.no_grad()
+def _copy_affine(old: nn.Module, new: nn.Module, name: str, width: int) -> None:
+    """Copy gain and bias by name and shape, once it is seen that they mean what they mean in LayerNorm or RMSNorm."""
+    weight, bias = getattr(old, "weight", None), getattr(old, "bias", None)
+    if isinstance(weight, torch.Tensor) and not isinstance(old, nn.LayerNorm | nn.RMSNorm) and not hasattr(old, "dim"):
+        x = torch.randn(4, width, generator=torch.Generator().manual_seed(0)).to(weight)
+        out, tolerance = old(x).float(), 0.05 * weight.abs().max().float() + 1e-3
+        plain = [nn.functional.layer_norm(x, (width,), weight, bias), nn.functional.rms_norm(x, (width,), weight)]
+        if not any((out - p.float()).abs().max() <= tolerance for p in plain):
+            raise ModelError(
+                f"the gain of {name} ({type(old).__name__}) does not multiply the normalised input, as it does in "
+                "LayerNorm and RMSNorm: replace it without copying, or by a factory of your own"
+            )
+    inner = getattr(new, "norm", new)
+    for key, value in old.named_parameters(recurse=False):
+        target = getattr(inner, key, None)
+        if isinstance(target, torch.Tensor) and target.shape == value.shape:
+            target.copy_(value)
+
+
 def replace_norms(
     model: nn.Module,
     factory: Callable[[int], nn.Module],
@@ -128,7 +148,8 @@ def replace_norms(
     Raises
     ------
     ModelError
-        If no norm is found, or ``model`` is one.
+        If no norm is found, or ``model`` is one; with ``copy_affine``, if a gain means something else (as in Gemma,
+        where it is added to 1).
 
     Examples
     --------
@@ -148,10 +169,6 @@ def replace_norms(
             place = {"device": first.device, "dtype": first.dtype}
         new = shared.setdefault(id(old), factory(width).to(**place))
         if copy_affine:
-            inner = getattr(new, "norm", new)
-            for key, value in old.named_parameters(recurse=False):
-                target = getattr(inner, key, None)
-                if isinstance(target, torch.Tensor) and target.shape == value.shape:
-                    target.data.copy_(value.data)
+            _copy_affine(old, new, name, width)
         set_module(model, name, new)
     return model
