@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from skerry.core.errors import ModelError
-from skerry.train.nn import SingleScaleRMSNorm, expand_single_scale
+from skerry.train.nn import GatedAttention, SingleScaleRMSNorm, expand_single_scale
 
 
 def rand(*shape, seed=0, dtype=torch.float32):
@@ -22,6 +22,36 @@ def test_it_commutes_with_rotations_where_a_gain_per_channel_does_not():
     vector = nn.RMSNorm(16)
     nn.init.normal_(vector.weight)
     assert not torch.allclose(vector(x @ q), vector(x) @ q, atol=0.1)
+
+
+def test_a_network_of_it_is_invariant_under_rotations_of_the_residual_stream():
+    torch.manual_seed(0)
+    d = 8
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(11, d), nn.Linear(d, 11, bias=False)
+            self.norms = nn.ModuleList(SingleScaleRMSNorm(d, init=s) for s in (0.7, 1.3, 2.0))
+            self.attention = GatedAttention(d, 2, gate=None, causal=True, bias=False)
+            self.up, self.down = nn.Linear(d, 16, bias=False), nn.Linear(16, d, bias=False)
+
+        def forward(self, tokens):
+            x = self.embed(tokens)
+            x = x + self.attention(self.norms[0](x))
+            x = x + self.down(torch.relu(self.up(self.norms[1](x))))
+            return self.head(self.norms[2](x))
+
+    net, tokens = Net().double(), torch.arange(11)[None]
+    before = net(tokens)
+    q = torch.linalg.qr(rand(d, d, seed=1, dtype=torch.float64))[0]
+    with torch.no_grad():
+        net.embed.weight.copy_(net.embed.weight @ q)
+        for reader in (net.attention.q_proj, net.attention.k_proj, net.attention.v_proj, net.up, net.head):
+            reader.weight.copy_(reader.weight @ q)
+        for writer in (net.attention.o_proj, net.down):
+            writer.weight.copy_(q.T @ writer.weight)
+    torch.testing.assert_close(net(tokens), before)
 
 
 def test_it_has_one_parameter_and_still_has_one_after_a_step():
