@@ -29,13 +29,10 @@ def spooled_csv(stream: Any, separator: str | None, name: str) -> Table:
 
     Arrow would read a Python file on a thread of its own, which on an error may outlive the interpreter.
     """
-    spool = tempfile.NamedTemporaryFile(suffix=".csv", delete=False)
-    path = Path(spool.name)
+    handle, spool = tempfile.mkstemp(suffix=".csv")
+    path = Path(spool)
     try:
-        with spool:
-            size = 0
-            while size <= MAX_UNPACKED and (data := stream.read(1 << 20)):
-                size += spool.write(data)
+        size = _copy(stream, handle, name)
         if size > MAX_UNPACKED:
             raise DataError(f"{name}: more than {MAX_UNPACKED >> 30} GiB came; give a plain file instead")
         if size == 0:
@@ -46,6 +43,27 @@ def spooled_csv(stream: Any, separator: str | None, name: str) -> Table:
         raise
     weakref.finalize(table, path.unlink, missing_ok=True)
     return table
+
+
+def _copy(stream: Any, handle: int, name: str) -> int:
+    """Copy at most a little more than MAX_UNPACKED bytes to an open file; return how many."""
+    size = 0
+    try:
+        with open(handle, "wb", buffering=0) as file:
+            while size <= MAX_UNPACKED:
+                try:
+                    data = memoryview(stream.read(1 << 20))
+                except OSError as error:
+                    raise DataError(f"{name}: cannot be read ({error.strerror or error})") from None
+                if not data:
+                    break
+                size += len(data)
+                while data:  # a disk that fills up takes a part before it objects
+                    data = data[file.write(data) :]
+    except OSError as error:
+        told = f"cannot be kept in the folder for temporary files, {tempfile.gettempdir()}"
+        raise DataError(f"{name}: {told} ({error.strerror or error}); set TMPDIR to a larger one") from None
+    return size
 
 
 def csv_table(path: Path, separator: str | None, name: str) -> Table:
