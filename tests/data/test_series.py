@@ -292,3 +292,15 @@ def test_the_numenta_table_is_read_without_being_told_anything():
         assert (np.diff(s.time) > np.timedelta64(0, "us")).all()
     machine = next(s for s in frames if s.name == "machine_temperature_system_failure")
     assert said(machine, "the clock goes back at 1 place")
+
+
+@pytest.mark.parametrize("values", [[[1, 2]] * 60, [dt.timedelta(seconds=1)] * 60, [b"x"] * 60])
+def test_what_can_name_no_series_is_said(values):
+    for options in ({"by": "key"}, {"channel": "key", "value": "load"}):
+        with pytest.raises(DataError, match="can name no series or channel"):
+            read_series(wide(key=values), **options)
+
+
+def test_missing_keys_are_a_series_of_their_own():
+    table = stacked().with_columns(pl.when(pl.col("host") == "a").then(None).otherwise(pl.col("host")).alias("host"))
+    assert [s.name for s in read_series(table, by="host")] == ["b", "missing"]

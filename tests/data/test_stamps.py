@@ -145,3 +145,9 @@ def test_unknown_zones_and_units_say_what_is_known():
         localise(MICRO, "Europe/Ljublana")
     with pytest.raises(ParameterError, match="one of s, ms, us, ns"):
         recognise(column([1.0, 2.0]), named=True, time_format="%Y")
+
+
+def test_counts_too_large_for_a_moment_are_missing():
+    s = column([1_700_000_000, 2**62, -(2**63), None], "ts")
+    form = recognise(column([1_700_000_000], "ts"), named=False)
+    assert form.read(s).tolist() == [1_700_000_000_000_000, *[MISSING_STAMP] * 3]

@@ -90,6 +90,8 @@ class SeriesFrame:
         if self.time.dtype.kind != "M":
             return f"{value:g}"
         moment = value.astype("datetime64[us]").item()
+        if isinstance(moment, int):  # beyond the year 9999
+            return str(value)
         if self.time_zone not in (None, "UTC"):
             import datetime as dt
             import zoneinfo
@@ -274,9 +276,8 @@ def read_series(
             f"{table.name}: a long table needs one column of values, found {numbers.columns}; name it with value="
         )
     work = numbers.with_columns(frame[ROW], pl.Series("\x00stamp", stamps))
-    work = work.with_columns(
-        frame[c].cast(pl.String).alias(f"\x00key{i}") for i, c in enumerate([*keys, *_one(channel)])
-    )
+    for i, c in enumerate([*keys, *_one(channel)]):
+        work = work.with_columns(_labels(frame[c], table.name).alias(f"\x00key{i}"))
     by_columns = [f"\x00key{i}" for i in range(len(keys))]
     groups = work.partition_by(by_columns, maintain_order=True) if by_columns else [work]
     reader = _Reader(table.name, name, form, time_zone, step, order, duplicates, max_gap, notes)
@@ -298,6 +299,15 @@ def _check_options(order: str, duplicates: str, max_gap: int) -> None:
             raise ParameterError(f"unknown {option} {given!r}; {nearest(str(given), known)}")
     if isinstance(max_gap, bool) or not isinstance(max_gap, (int, np.integer)) or max_gap < 0:
         raise ParameterError(f"max_gap must be a whole number of at least 0, got {max_gap!r}")
+
+
+def _labels(column: pl.Series, source: str) -> pl.Series:
+    """Return a key column as text."""
+    import polars as pl
+
+    if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Duration, pl.Object):
+        raise DataError(f"{source}: column {column.name!r} holds {column.dtype}, which can name no series or channel")
+    return column.cast(pl.String).fill_null("missing")
 
 
 def _one(value: str | None) -> list[str]:
@@ -338,8 +348,8 @@ class _Reader:
             clock.notes += notes
         values = group.select(columns).to_numpy().astype(np.float64)
         if channel is not None:
-            columns = group[channel].unique(maintain_order=True).fill_null("missing").to_list()
-            clock, values = self._widen(clock, values[:, 0], group[channel].fill_null("missing"), columns)
+            columns = group[channel].unique(maintain_order=True).to_list()
+            clock, values = self._widen(clock, values[:, 0], group[channel], columns)
         else:
             rows = clock.rows  # they ascend
             clock = order_rows(clock, self.order, label)

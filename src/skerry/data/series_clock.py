@@ -165,6 +165,7 @@ def _move_on(clock: Clock, back: NDArray) -> Clock:
         f"file was kept and later stamps were moved on by up to {duration_words(largest, clock.calendar)}{hint}"
     )
     time = t + moved.astype(np.int64) if clock.calendar else t + moved
+    time = np.maximum.accumulate(time)  # against rounding
     return Clock(time, clock.rows, clock.notes)
 
 

@@ -86,7 +86,9 @@ def _from_epoch(s: pl.Series, unit: str) -> NDArray[np.int64]:
 
     per_unit = EPOCH_UNITS[unit]
     if s.dtype.is_integer():
-        count = s.cast(pl.Int64)
+        count = s.cast(pl.Int64, strict=False)
+        limit = 2**62 // max(per_unit, 1)
+        count = count.set((count > limit) | (count < -limit), None)  # no moment that can be counted in microseconds
         micro = count // -per_unit if per_unit < 0 else count * per_unit
         return micro.fill_null(MISSING_STAMP).to_numpy().astype(np.int64, copy=True)
     value = s.cast(pl.Float64, strict=False).to_numpy().astype(np.float64)
