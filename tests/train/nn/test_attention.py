@@ -120,11 +120,12 @@ def test_masks_and_padding_hide_keys(softmax, causal, kind):
     torch.testing.assert_close(out[0, :4], attention(x[:1, :4], short)[0])
 
 
-def test_a_sequence_of_padding_alone_is_finite():
+@pytest.mark.parametrize("mask", [None, torch.ones(T, T, dtype=torch.bool), torch.zeros(T, T)])
+def test_a_sequence_of_padding_alone_is_finite(mask):
     pad = torch.ones(1, T, dtype=torch.bool)
     for softmax in (None, ClippedSoftmax(alpha=1, seq_len=T)):
         attention, x = build(softmax=softmax), rand(1, T, D).requires_grad_()
-        out = attention(x, pad_mask=pad)
+        out = attention(x, mask, pad_mask=pad)
         (grad,) = torch.autograd.grad(out.sum(), x)
         assert torch.isfinite(out).all() and torch.isfinite(grad).all()
         torch.testing.assert_close(out, attention.o_proj.bias.expand_as(out))
@@ -143,6 +144,14 @@ def test_rotary_positions_depend_on_distance_alone(n_kv_heads):
     torch.testing.assert_close(here, there, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(here, attention(x), atol=1e-4)
     torch.testing.assert_close(attention(x, rotary=rotary(0), need_weights=True)[0], here)
+
+
+def test_an_additive_mask_and_rotary_positions_follow_the_dtype_of_the_network():
+    attention, x = build(causal=True).bfloat16(), rand(1, T, D).bfloat16()
+    rotary = (torch.ones(T, D // H), torch.zeros(T, D // H))
+    out = attention(x, torch.zeros(T, T), rotary=rotary)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, attention(x), atol=2e-2, rtol=2e-2)
 
 
 def test_hooks_see_the_probabilities_once_the_path_is_explicit():

@@ -188,6 +188,22 @@ def test_unified_norms_fuse_into_their_readers(name, fused, gate):
         assert sum("head_gate" in reader for readers in report.fused.values() for reader in readers) == LAYERS
 
 
+@pytest.mark.parametrize("name", ["llama", "opt", "bert"])
+def test_unified_norms_leave_padding_out_of_their_statistics(name):
+    long, short = build(name).train(), build(name).train()
+    for model in (long, short):
+        convert_transformers(model, norm="unified")
+    tokens = inputs(name)["input_ids"]
+    padded = torch.cat([tokens, torch.full((2, 4), 1)], 1)
+    mask = torch.cat([torch.ones_like(tokens), torch.zeros(2, 4, dtype=torch.long)], 1)
+    long(input_ids=padded, attention_mask=mask)
+    short(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+    for (key, a), b in zip(long.state_dict().items(), short.state_dict().values(), strict=True):
+        if key.endswith("running_var"):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+    assert all(m.pad_mask is None for m in long.modules() if isinstance(m, UnifiedNorm))
+
+
 def test_outlier_safe_llama_is_exported_as_a_plain_one(tmp_path):
     model, example = build("llama").eval(), inputs("llama")
     convert_transformers(model, norm="single-scale", embedding_projection=True)

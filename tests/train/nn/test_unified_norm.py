@@ -9,6 +9,7 @@ pytest.importorskip("torch", reason="needs the extra 'deep'")
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from skerry.core.errors import DataError, ParameterError
 from skerry.train.nn import UnifiedNorm
@@ -378,6 +379,52 @@ def test_a_second_derivative_is_refused_not_wrong():
     (grad,) = torch.autograd.grad(UnifiedNorm(3).double()(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_repeats_a_step_without_counting_it(reentrant):
+    plain = nn.Sequential(nn.Linear(4, 4), UnifiedNorm(4, 3, 4, ratio_warmup=4, outlier_filtration=True), nn.ReLU())
+    plain, again = plain.double(), copy.deepcopy(plain).double()
+    for step in range(10):
+        x, grads = rand(8, 4, seed=step), []
+        for net in (plain, again):
+            leaf = x.clone().requires_grad_()
+            net.zero_grad()
+            y = checkpoint(net, leaf, use_reentrant=reentrant) if net is again else net(leaf)
+            y.square().sum().backward()
+            grads.append((leaf.grad, *[p.grad for p in net.parameters()]))
+        torch.testing.assert_close(grads[1], grads[0])
+    assert again[1].iteration == 10
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[key], value)
+
+
+def test_a_mask_may_be_set_beforehand():
+    x, pad = rand(2, 6, 3), torch.zeros(2, 6, dtype=torch.bool)
+    pad[0, 2:] = True
+    a, b = UnifiedNorm(3).double(), UnifiedNorm(3).double()
+    a.pad_mask = pad
+    assert torch.equal(a(x), b(x, pad))
+    assert torch.equal(a(x, torch.zeros_like(pad)), b(x))
+
+
+def test_a_small_network_learns_and_evaluates_as_it_trained():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 32), UnifiedNorm(32, 4, 20, ratio_warmup=20), nn.ReLU(), nn.Linear(32, 3))
+    centres, optimizer = 2 * rand(3, 8, seed=1, dtype=torch.float32), torch.optim.Adam(net.parameters(), lr=1e-2)
+    for step in range(150):
+        y = torch.arange(96) % 3
+        x = centres[y] + rand(96, 8, seed=step, dtype=torch.float32)
+        loss = nn.functional.cross_entropy(net(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    x = centres[y] + rand(96, 8, seed=999, dtype=torch.float32)
+    with torch.no_grad():
+        train, evaluated = net(x), net.eval()(x)
+    assert (evaluated.argmax(1) == y).float().mean() > 0.95
+    gap = nn.functional.cross_entropy(evaluated, y) - nn.functional.cross_entropy(train, y)
+    assert gap.abs() < 0.05
 
 
 def test_compiled_training_is_the_same_and_one_graph():

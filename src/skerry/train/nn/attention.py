@@ -20,7 +20,7 @@ __all__ = ["GatedAttention"]
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Return x (B, H, T, c) turned by its positions: rotary embedding with the two halves of a head as pairs."""
     a, b = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-b, a], dim=-1) * sin
+    return (x * cos + torch.cat([-b, a], dim=-1) * sin).to(x.dtype)
 
 
 class GatedAttention(nn.Module):
@@ -170,6 +170,8 @@ class GatedAttention(nn.Module):
         else:
             fused = self.causal and mask is None and pad_mask is None
             allowed = None if fused else self._allowed(mask, pad_mask, x)
+            if allowed is not None and allowed.dtype != torch.bool:
+                allowed = allowed.to(q.dtype)
             out = scaled_dot_product_attention(
                 q, k, v, allowed, dropout, is_causal=fused, enable_gqa=self.n_kv_heads != self.n_heads
             )

@@ -84,6 +84,22 @@ def _give_gate(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[
     return args, {**kwargs, "head_gate": module.head_gate(hidden)}
 
 
+def _give_padding(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Pre-hook of a model: its norms learn which tokens are padding, which no layer would tell them."""
+    given = dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs
+    mask = given.get("attention_mask")
+    pad = mask == 0 if isinstance(mask, Tensor) and mask.dim() == 2 else None
+    for module in model.modules():
+        if isinstance(module, UnifiedNorm):
+            module.pad_mask = pad
+
+
+def _forget_padding(model: nn.Module, args: tuple, output: Any) -> None:
+    for module in model.modules():
+        if isinstance(module, UnifiedNorm):
+            module.pad_mask = None
+
+
 def _attentions(model: nn.Module) -> dict[str, nn.Module]:
     found = {
         name: module
@@ -183,7 +199,8 @@ def convert_transformers(
     norm : str or callable, optional
         ``"unified"``, ``"gated"``, ``"pre-affine"``, ``"dyt"``, ``"gated-dyt"``, ``"single-scale"``, or a function from
         the width to a module, such as ``lambda width: UnifiedNorm(width, warmup=100)``. Replaces every norm of the
-        residual stream; those of queries and keys stay.
+        residual stream; those of queries and keys stay. UnifiedNorm leaves the padding of ``attention_mask`` out of
+        its statistics.
     gate : str or callable, optional
         A kind of :class:`skerry.train.nn.HeadGate` for every attention, or a function from ``(d_model, n_heads,
         head_dim)`` to such a module.
@@ -246,4 +263,7 @@ def convert_transformers(
         GatedNorm.retrofit(model)
     elif norm is not None:
         replace_norms(model, NORMS[norm] if isinstance(norm, str) else norm, copy_affine=finetune)
+    if norm is not None and any(isinstance(m, UnifiedNorm) for m in model.modules()):
+        model.register_forward_pre_hook(_give_padding, with_kwargs=True)
+        model.register_forward_hook(_forget_padding, always_call=True)
     return model

@@ -138,9 +138,9 @@ class UnifiedNorm(nn.Module):
 
     When not to use it: statistics are taken over all tokens of the batch, so that in training a causal model sees a
     little of the tokens to come (as with every batch norm; ``eval()`` does not), and batches of less than some 512
-    tokens are noisy: raise ``window`` to 8 or 16. Each forward pass in training counts as a step, recomputations of
-    activation checkpointing and micro-batches of gradient accumulation included; on several devices each keeps its own
-    statistics.
+    tokens are noisy: raise ``window`` to 8 or 16. Each forward pass in training counts as a step, micro-batches of
+    gradient accumulation included (recomputations of activation checkpointing are not, where the norm is called once
+    per step); on several devices each keeps its own statistics.
 
     Parameters
     ----------
@@ -172,6 +172,8 @@ class UnifiedNorm(nn.Module):
         Steps that the filter set aside, and steps in all.
     frozen : bool
         See :meth:`freeze_stats`.
+    pad_mask : Tensor of bool or None
+        Used where a call gives none: for networks that hand no mask to their norms.
 
     Raises
     ------
@@ -220,6 +222,8 @@ class UnifiedNorm(nn.Module):
         self.dim, self.warmup, self.ratio_warmup = dim, warmup, max(ratio_warmup, warmup)
         self.outlier_filtration, self.threshold, self.protect_running = outlier_filtration, threshold, protect_running
         self.momentum, self.eps, self.frozen = momentum, eps, False
+        self.pad_mask: Tensor | None = None
+        self._last: tuple[Tensor, ...] | None = None
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim))
         self.register_buffer("running_var", torch.ones(dim))
@@ -263,8 +267,9 @@ class UnifiedNorm(nn.Module):
 
     def _statistics(self, x2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Take the second moments of one step in; return (variance, ratio, skip, step)."""
-        take_in = _take_in_compiled if torch.compiler.is_compiling() else _take_in
-        return take_in(
+        if not torch.compiler.is_compiling() and self._last is not None and torch._C._current_graph_task_id() != -1:
+            return self._last  # a forward pass inside a backward pass: activation checkpointing repeats its step
+        settings = (
             x2,
             self.running_var,
             self.forward_buffer,
@@ -278,6 +283,10 @@ class UnifiedNorm(nn.Module):
             self.momentum,
             self.eps,
         )
+        if torch.compiler.is_compiling():
+            return _take_in_compiled(*settings)
+        self._last = _take_in(*settings)
+        return self._last
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """Normalise ``x``.
@@ -295,6 +304,7 @@ class UnifiedNorm(nn.Module):
         """
         if not self.training or self.frozen:
             return _affine(x, *self.inference_scale())
+        pad_mask = self.pad_mask if pad_mask is None else pad_mask
         variance, ratio, skip, step = self._statistics(self._second_moment(x, pad_mask))
         inverse = torch.rsqrt(variance + self.eps)
         window = len(self.gradient_buffer)
