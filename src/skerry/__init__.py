@@ -20,6 +20,7 @@ _NAMES = {
     "ModelError": "skerry.core.errors",
     "ParameterError": "skerry.core.errors",
     "SkerryError": "skerry.core.errors",
+    "find_events": "skerry.detect.series.pipeline",
     "find_outliers": "skerry.detect.tabular.pipeline",
     "load": "skerry.core.persistence",
     "save": "skerry.core.persistence",

@@ -35,12 +35,40 @@ def detect(
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
     sample_rows: Annotated[int, typer.Option(min=2, help="Larger tables are fitted on a sample.")] = 200_000,
+    kind: Annotated[str, typer.Option(help="table, series, or auto: a steady time column makes a series.")] = "auto",
+    time: Annotated[str | None, typer.Option(help="Series: the time column (by default it is found).")] = None,
+    by: Annotated[str | None, typer.Option(help="Series: the column that tells several series apart.")] = None,
+    train_share: Annotated[float | None, typer.Option(help="Series: learn from this first share alone.")] = None,
+    merge_gap: Annotated[int, typer.Option(min=0, help="Series: unflagged steps inside one event.")] = 10,
+    min_length: Annotated[int, typer.Option(min=1, help="Series: steps of the shortest event.")] = 1,
+    cooldown: Annotated[int, typer.Option(min=0, help="Series: silent steps after an event.")] = 0,
 ) -> None:
-    """Find the rows of a table that do not belong, and say why.
+    """Find the rows of a table, or the moments of a series, that do not belong, and say why.
 
     Example: `skerry detect payments.csv --threshold contamination:0.01 --report findings.html`
+
+    Example: `skerry detect sensors.csv --kind series --merge-gap 30 --out scores.csv`
     """
     use_threads(threads)
+    if kind not in ("auto", "table", "series"):
+        raise typer.BadParameter(f"--kind must be auto, table or series, got {kind!r}")
+    words = ""
+    if kind == "auto":
+        words = _time_words(path, time, by) if model is None and reference is None else ""
+        kind = "series" if words else "table"
+    if kind == "series":
+        from skerry.app.detect_series import detect_series
+
+        for option, given in (("--save-model", save_model), ("--model", model), ("--reference", reference)):
+            if given is not None:
+                raise typer.BadParameter(f"{option} works on tables; add --kind table")
+        _check_outputs(out, report)
+        alarm = {"merge_gap": merge_gap, "min_length": min_length, "cooldown": cooldown}
+        detect_series(
+            path, detector, threshold, label, out, report, top, explain, as_json, seed, time, by, train_share, alarm,
+            words,
+        )  # fmt: skip
+        return
     from skerry.core.errors import ParameterError
     from skerry.core.threshold import parse_threshold
 
@@ -94,6 +122,20 @@ def detect(
     for kind, where in (("scores", out), ("report", report), ("model", save_model)):
         if where is not None:
             typer.echo(f"{kind}: {where}")
+
+
+def _time_words(path: str, time: str | None, by: str | None) -> str:
+    """Return why a file is to be read as a series, "" if it is a table."""
+    if time is not None or by is not None:
+        return "--time and --by speak of series"
+    if path == "-":
+        return ""  # a pipe cannot be read twice
+    from skerry.data.series import find_time_column
+
+    found = find_time_column(path)
+    if found is None or not found.steady:
+        return ""
+    return f"column {found.name!r} holds steady times; --kind table looks at each row alone"
 
 
 def _check_outputs(*paths: Path | None) -> None:

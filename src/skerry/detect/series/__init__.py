@@ -8,5 +8,7 @@ NAMES = {
     "MatrixProfile": "skerry.detect.series.matrix_profile",
     "SpectralResidual": "skerry.detect.series.spectral_residual",
     "Windowed": "skerry.detect.series.windowed",
+    "find_events": "skerry.detect.series.pipeline",
+    "make_series_detector": "skerry.detect.series.registry",
 }
 __getattr__, __dir__, __all__ = lazy_package(__name__, NAMES)

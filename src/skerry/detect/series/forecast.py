@@ -46,7 +46,8 @@ class Forecast(SeriesDetector):
     Notes
     -----
     Causal, and follows a stream with ``update``. The score is the root mean square over the channels of the residual
-    in usual ones. A missing value is forecast like any other and scores 0 itself; for later steps it is the last
+    in usual ones; the first ``lags`` steps of a series have too little past to count for more than one usual residual.
+    A missing value is forecast like any other and scores 0 itself; for later steps it is the last
     value seen.
 
     Examples
@@ -136,6 +137,7 @@ class Forecast(SeriesDetector):
     def _parts(self, X: NDArray) -> NDArray[np.float64]:
         r = np.abs(self._residuals(self._standardised(forward_filled(X, self.feature_medians_))))
         r = np.where(r > LARGE, LARGE + np.log1p(np.maximum(r - LARGE, 0.0)), r)
+        r[: self.lags] = np.minimum(r[: self.lags], 1.0)
         return np.where(np.isnan(X), 0.0, r)
 
     def _score(self, X: NDArray) -> NDArray[np.float64]:
@@ -149,7 +151,7 @@ class Forecast(SeriesDetector):
 
     def reset(self) -> Self:
         """Forget the steps seen by :meth:`update`."""
-        self.recent_ = np.empty((0, len(self.location_)))
+        self.recent_, self.seen_ = np.empty((0, len(self.location_))), 0
         return self
 
     def update(self, x: ArrayLike) -> float:
@@ -163,5 +165,7 @@ class Forecast(SeriesDetector):
         for j in range(len(r)):
             r[j] = abs(z[-1, j] - self._features(lagged, j)[0] @ self.coef_[j]) / self.usual_[j]
         r = np.where(r > LARGE, LARGE + np.log1p(np.maximum(r - LARGE, 0.0)), r)
+        if self.seen_ < self.lags:
+            r, self.seen_ = np.minimum(r, 1.0), self.seen_ + 1
         self.recent_ = np.concatenate([past[1:], filled])
         return float(np.sqrt(np.mean(np.where(np.isnan(x[0]), 0.0, r) ** 2)))

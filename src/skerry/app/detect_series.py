@@ -1,0 +1,120 @@
+"""``skerry detect --kind series``: the moments that do not belong."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from skerry.app.console import progress, quiet_warnings
+
+if TYPE_CHECKING:
+    from skerry.core.series_findings import SeriesFindings
+
+__all__ = ["detect_series"]
+
+
+def detect_series(
+    path: str,
+    detector: str,
+    threshold: str,
+    label: str | None,
+    out: Path | None,
+    report: Path | None,
+    top: int,
+    explain: bool,
+    as_json: bool,
+    seed: int,
+    time: str | None,
+    by: str | None,
+    train_share: float | None,
+    alarm: dict[str, int],
+    words: str,
+) -> None:
+    """Run the search and print it; ``words`` say why the file is taken for a series."""
+    from skerry.core.errors import ParameterError
+    from skerry.core.events import AlarmRule
+    from skerry.core.threshold import parse_threshold
+
+    try:
+        from skerry.detect.series.registry import make_series_detector
+
+        parse_threshold(threshold)
+        make_series_detector(detector)
+    except ParameterError as error:
+        raise typer.BadParameter(str(error)) from None
+    with quiet_warnings() as warned, progress("series") as update:
+        from skerry.detect.series.pipeline import find_events
+
+        reading: dict[str, Any] = {} if by is None else {"by": by}
+        if time is not None:
+            reading["time"] = False if time == "" else time
+        findings = find_events(
+            path,
+            detector=detector,
+            threshold=threshold,
+            alarm=AlarmRule(**alarm),
+            train_share=train_share,
+            label=label,
+            out=out,
+            top=top,
+            explain=explain,
+            random_state=seed,
+            on_progress=update,
+            **reading,
+        )
+    if words:
+        findings.notes.insert(0, f"read as a series: {words}")
+    findings.notes.extend(warned)
+    findings.command = shlex.join(["skerry", *sys.argv[1:]])
+    if report is not None:
+        findings.to_html(report)
+    if as_json:
+        sys.stdout.write(findings.to_json() + "\n")
+        return
+    _print(findings, explain)
+    for kind, where in (("scores", out), ("report", report)):
+        if where is not None:
+            typer.echo(f"{kind}: {where}")
+
+
+def _print(findings: SeriesFindings, explain: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(soft_wrap=False, highlight=False)
+    many = len(findings.series) > 1
+    channels = len(findings.series[0].channels)
+    what = f"{len(findings.series)} series" if many else f"{channels} channel{'s' if channels > 1 else ''}"
+    console.print(Text(f"{findings.source}: {findings.steps:,} steps, {what}"))
+    for note in findings.notes:
+        console.print(Text(f"  {note}"), style="dim")
+    console.print(
+        Text(
+            f"{findings.n_events:,} event{'s' if findings.n_events != 1 else ''} by {findings.detector}, threshold "
+            f"{findings.threshold_rule}, {findings.seconds:.2f} s"
+        ),
+        style="bold",
+    )
+    if findings.events:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in [*(["series"] if many else []), "from"]:
+            table.add_column(name, no_wrap=name == "from")
+        for name in ("steps", "score", "p"):
+            table.add_column(name, justify="right")
+        if explain:
+            table.add_column("why", overflow="fold")
+        for e in findings.events:
+            cells = [*([e.series] if many else []), e.first]
+            cells += [f"{e.stop - e.start}", f"{e.score:.4g}", f"{e.p_value:.2g}"]
+            table.add_row(*(Text(c) for c in cells), *([Text("\n".join(e.reasons))] if explain else []))
+        console.print(table)
+        if len(findings.events) < findings.n_events:
+            console.print(f"... and {findings.n_events - len(findings.events):,} more", style="dim")
+    if findings.metrics:
+        m = findings.metrics
+        console.print(f"AUROC {m['auroc']:.4f}   average precision {m['average_precision']:.4f}")

@@ -1,0 +1,169 @@
+"""What a person gets from series: the events ranked, each with its time, score and the channels to blame."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["ScoredSeries", "SeriesEvent", "SeriesFindings"]
+
+
+@dataclass(frozen=True)
+class SeriesEvent:
+    """One stretch of time that does not belong.
+
+    Attributes
+    ----------
+    series : str
+    start, stop : int
+        Steps of the series, ``stop`` excluded.
+    first, last, peak : str
+        Stamps of the first, the last and the highest step.
+    row : int
+        Row of the file at the highest step, -1 where it was filled in.
+    score : float
+        Of the highest step.
+    p_value : float
+        Rank of that score among the reference scores.
+    reasons : tuple of str
+        The channels to blame, in their own names and units; most important first.
+    blame : dict of str to float
+        Share of each channel in the score of the highest step.
+    """
+
+    series: str
+    start: int
+    stop: int
+    first: str
+    last: str
+    peak: str
+    row: int
+    score: float
+    p_value: float
+    reasons: tuple[str, ...] = ()
+    blame: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class ScoredSeries:
+    """One series with its scores.
+
+    Attributes
+    ----------
+    name : str
+    labels : list of str
+        The stamps of the first and the last step.
+    values : ndarray of shape (T, c)
+    channels : list of str
+    scores : ndarray of shape (T,)
+    flags : ndarray of shape (T,), bool
+    threshold : float
+    notes : list of str
+    """
+
+    name: str
+    labels: list[str]
+    values: NDArray[np.float64]
+    channels: list[str]
+    scores: NDArray[np.float64]
+    flags: NDArray[np.bool_]
+    threshold: float
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class SeriesFindings:
+    """The result of a search for events in series.
+
+    Attributes
+    ----------
+    source, detector, threshold_rule : str
+    steps : int
+        Of all series together.
+    seconds : float
+    n_events : int
+        All events; ``events`` may hold only the top ones.
+    events : list of SeriesEvent
+        Ranked by score over the threshold of their series, highest first.
+    series : list of ScoredSeries
+    metrics : dict
+        Filled where a label was given.
+    notes : list of str
+    command : str
+        How to get this again.
+    """
+
+    source: str
+    steps: int
+    detector: str
+    threshold_rule: str
+    seconds: float
+    n_events: int
+    events: list[SeriesEvent]
+    series: list[ScoredSeries]
+    metrics: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    command: str = ""
+
+    def __len__(self) -> int:
+        return self.n_events
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, ready for JSON; the scores of single steps are left to ``--out``."""
+        out: dict[str, Any] = {
+            "source": self.source,
+            "steps": self.steps,
+            "detector": self.detector,
+            "threshold_rule": self.threshold_rule,
+            "seconds": round(self.seconds, 4),
+            "n_events": self.n_events,
+            "events": [
+                {name: getattr(e, name) for name in ("series", "start", "stop", "first", "last", "peak", "row")}
+                | {"score": e.score, "p_value": e.p_value, "reasons": list(e.reasons), "blame": e.blame}
+                for e in self.events
+            ],
+            "series": [
+                {
+                    "name": s.name,
+                    "steps": len(s.scores),
+                    "channels": s.channels,
+                    "threshold": s.threshold if np.isfinite(s.threshold) else None,
+                    "flagged": int(s.flags.sum()),
+                    "notes": s.notes,
+                }
+                for s in self.series
+            ],
+            "notes": self.notes,
+        }
+        if self.metrics:
+            out["metrics"] = self.metrics
+        return out
+
+    def to_json(self) -> str:
+        """Return :meth:`to_dict` as one line of strict JSON."""
+        return json.dumps(self.to_dict(), allow_nan=False, default=str)
+
+    def to_frame(self) -> pl.DataFrame:
+        """Return the events as a polars frame."""
+        import polars as pl
+
+        names = ("series", "first", "last", "peak", "start", "stop", "row", "score", "p_value")
+        text, whole = pl.String, pl.Int64
+        kinds = [text, text, text, text, whole, whole, whole, pl.Float64, pl.Float64]
+        columns = {n: [getattr(e, n) for e in self.events] for n in names}
+        columns["reasons"] = ["; ".join(e.reasons) for e in self.events]
+        return pl.DataFrame(columns, schema=dict(zip(names, kinds, strict=True)) | {"reasons": text})
+
+    # The report wing is loaded only if a person asks for a picture.
+    def to_html(self, path: str | Path) -> Path:
+        """Write a self-contained HTML report and return its path."""
+        return importlib.import_module("skerry.report.series_html").write_series_report(self, path)

@@ -1,0 +1,256 @@
+"""From a table with a time column to events: read, score each series, flag, merge into alarms, tell who is to blame."""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import clone
+
+from skerry.core.errors import DataError, ParameterError, nearest
+from skerry.core.events import AlarmRule, Event
+from skerry.core.files import atomic_write
+from skerry.core.metrics import average_precision, roc_auc
+from skerry.core.series_detector import SeriesDetector
+from skerry.core.series_findings import ScoredSeries, SeriesEvent, SeriesFindings
+from skerry.core.threshold import Threshold, conformal_p_value
+from skerry.data.series import SeriesFrame, read_series
+from skerry.data.tables import open_table
+from skerry.detect.series.registry import make_series_detector
+
+__all__ = ["find_events"]
+
+REASONS = 3  # channels named for an event
+FRAME = "<DataFrame>"
+SMALLEST_BLAME = 0.1  # share of the score below which a channel is not named
+
+
+def find_events(
+    source: Any,
+    *,
+    detector: str | SeriesDetector = "ensemble",
+    threshold: str | float | Threshold = "auto",
+    alarm: AlarmRule | None = None,
+    train_share: float | None = None,
+    label: str | None = None,
+    out: str | Path | None = None,
+    top: int | None = None,
+    explain: bool = True,
+    random_state: int = 0,
+    on_progress: Callable[[int, int | None], None] = lambda done, total: None,
+    **reading: Any,
+) -> SeriesFindings:
+    """Find the stretches of time that do not belong, in one series or many.
+
+    Parameters
+    ----------
+    source : path, frame, array or Table
+        Whatever :func:`skerry.data.series.read_series` takes.
+    detector : str or SeriesDetector, default "ensemble"
+        Fitted anew to each series.
+    threshold : str, float or Threshold, default "auto"
+    alarm : AlarmRule, optional
+        How flagged steps become events; by default those up to 10 unflagged steps apart are one.
+    train_share : float in (0, 1), optional
+        Fit to this first share of each series, and score all of it. By default a series is judged as a whole.
+    label : str, optional
+        A 0/1 column that is kept out of the channels; metrics are computed from it.
+    out : path, optional
+        ``.parquet`` or ``.csv`` with series, time, row, score, outlier and event of every step.
+    top : int, optional
+        Keep only that many events in the result.
+    explain : bool, default True
+    random_state : int, default 0
+    on_progress : callable (done, total), optional
+        Told after each series.
+    **reading
+        Options of :func:`~skerry.data.series.read_series`: ``time``, ``by``, ``channel``, ``channels``, ``step`` ...
+
+    Raises
+    ------
+    DataError
+        If the source cannot be read as series, or a series cannot be scored; the message names it.
+    ParameterError
+        For an argument out of range.
+
+    Examples
+    --------
+    >>> x = np.sin(np.arange(600) / 5)
+    >>> x[400:410] += 2.0
+    >>> found = find_events(x, detector="forecast", threshold="contamination:0.01", time=False)
+    >>> any(e.start < 410 and e.stop > 400 for e in found.events)
+    True
+    """
+    started = clock.perf_counter()
+    alarm = AlarmRule(merge_gap=10) if alarm is None else alarm
+    if train_share is not None and not 0.0 < train_share < 1.0:
+        raise ParameterError(f"train_share must lie between 0 and 1, got {train_share!r}")
+    if out is not None and Path(out).suffix not in (".parquet", ".csv"):
+        raise DataError(f"{out}: must end in .parquet or .csv")
+    model = make_series_detector(detector, threshold=threshold, random_state=random_state)
+    if isinstance(detector, SeriesDetector):
+        model = clone(detector).set_params(threshold=threshold)
+    name, labels, source = _without_label(source, label)
+    frames = read_series(source, **reading)
+    for frame in frames if name else []:
+        frame.name = frame.name.replace(FRAME, name)  # the table without its label is a bare frame
+    series: list[ScoredSeries] = []
+    found: list[tuple[float, SeriesEvent]] = []
+    every: list[list[Event]] = []
+    on_progress(0, len(frames))
+    for i, frame in enumerate(frames):
+        scored, events, ranked = _one(frame, clone(model), alarm, train_share, explain)
+        series.append(scored)
+        every.append(events)
+        found += ranked
+        on_progress(i + 1, len(frames))
+    found.sort(key=lambda pair: -pair[0])
+    notes = list(dict.fromkeys(note for s in series for note in s.notes)) if len(series) == 1 else []
+    metrics = {}
+    if labels is not None:
+        metrics, told = _metrics(frames, series, labels, label)
+        notes += told
+    if out is not None:
+        _write(Path(out), frames, series, every)
+    return SeriesFindings(
+        source=frames[0].name if name is None and len(frames) == 1 else name or f"{len(frames)} series",
+        steps=sum(len(f) for f in frames),
+        detector=type(model).__name__,
+        threshold_rule=str(threshold),
+        seconds=clock.perf_counter() - started,
+        n_events=len(found),
+        events=[event for _, event in found[:top]],
+        series=series,
+        metrics=metrics,
+        notes=notes,
+    )
+
+
+def _without_label(source: Any, label: str | None) -> tuple[str | None, NDArray | None, Any]:
+    """Return the source's name, the labels by row, and the source without the label's column."""
+    if isinstance(source, np.ndarray):
+        if label is not None:
+            raise ParameterError("label= names a column; an array has none")
+        return None, None, source
+    table = open_table(source)
+    if label is None:
+        return table.name, None, table
+    if label not in table.columns:
+        raise DataError(f"{table.name}: no column {label!r}; {nearest(label, table.columns)}")
+    frame = table.read()
+    values = frame[label].to_numpy().astype(np.float64)
+    if not np.isin(values, (0.0, 1.0)).all():
+        raise DataError(f"{table.name}: the label {label!r} must hold 0 and 1 alone")
+    return table.name, values, frame.drop(label)
+
+
+def _one(
+    frame: SeriesFrame, model: SeriesDetector, alarm: AlarmRule, train_share: float | None, explain: bool
+) -> tuple[ScoredSeries, list[Event], list[tuple[float, SeriesEvent]]]:
+    X = frame.values
+    try:
+        if train_share is None:
+            scores = model.fit_score(X)
+        else:
+            scores = model.fit(X[: max(1, round(train_share * len(X)))]).anomaly_score(X)
+    except DataError as error:
+        raise DataError(f"series {frame.name!r}: {error}") from None
+    flags = scores > model.threshold_
+    events = alarm.events(flags, scores)
+    blame = np.maximum(model.explain(X), 0.0) if explain and events else None
+    usual = np.nanquantile(X, [0.05, 0.95], axis=0) if blame is not None and not np.isnan(X).all() else None
+    p_values = conformal_p_value(model.reference_scores_, np.array([e.score for e in events])) if events else []
+    spread = max(float(np.std(model.reference_scores_)), 1e-12)
+    ranked = []
+    for event, p in zip(events, p_values, strict=True):
+        shares, reasons = {}, ()
+        if blame is not None:
+            total = blame[event.peak].sum()
+            part = blame[event.peak] / total if total > 0 else np.zeros(X.shape[1])
+            shares = {c: round(float(v), 4) for c, v in zip(frame.channels, part, strict=True)}
+            reasons = _reasons(frame, event.peak, part, usual)
+        ranked.append(
+            (
+                (event.score - model.threshold_) / spread,
+                SeriesEvent(
+                    series=frame.name,
+                    start=event.start,
+                    stop=event.stop,
+                    first=frame.when(event.start),
+                    last=frame.when(event.stop - 1),
+                    peak=frame.when(event.peak),
+                    row=int(frame.rows[event.peak]),
+                    score=float(event.score),
+                    p_value=float(p),
+                    reasons=reasons,
+                    blame=shares,
+                ),
+            )
+        )
+    labels = [frame.when(0), frame.when(len(frame) - 1)]
+    scored = ScoredSeries(
+        frame.name, labels, X, frame.channels, scores, flags, float(model.threshold_), list(frame.notes)
+    )
+    return scored, events, ranked
+
+
+def _reasons(frame: SeriesFrame, step: int, part: NDArray, usual: NDArray | None) -> tuple[str, ...]:
+    words = []
+    for j in np.argsort(-part, kind="stable")[:REASONS]:
+        if part[j] < SMALLEST_BLAME or usual is None:
+            break
+        value, (low, high) = frame.values[step, j], usual[:, j]
+        name = frame.channels[j]
+        if np.isnan(value):
+            words.append(f"{name} is missing")
+        elif low <= value <= high:
+            words.append(f"{name} {value:.4g} is unusual for its moment (mostly {low:.4g} to {high:.4g})")
+        else:
+            side = "above" if value > high else "below"
+            words.append(f"{name} {value:.4g} is {side} its usual {low:.4g} to {high:.4g}")
+    return tuple(words)
+
+
+def _metrics(
+    frames: list[SeriesFrame], series: list[ScoredSeries], labels: NDArray, label: str | None
+) -> tuple[dict[str, float], list[str]]:
+    """Return the means over the series that hold both kinds of steps."""
+    found = []
+    for frame, scored in zip(frames, series, strict=True):
+        y = np.where(frame.rows >= 0, labels[np.maximum(frame.rows, 0)], 0.0)
+        if 0 < y.sum() < len(y):
+            found.append((roc_auc(y, scored.scores), average_precision(y, scored.scores)))
+    if not found:
+        return {}, [f"no series has both labels in {label!r}: no metric"]
+    auroc, ap = np.mean(found, axis=0)
+    told = [] if len(found) == len(series) else [f"metrics are the mean of the {len(found)} series with both labels"]
+    return {"auroc": float(auroc), "average_precision": float(ap)}, told
+
+
+def _write(path: Path, frames: list[SeriesFrame], series: list[ScoredSeries], events: list[list[Event]]) -> None:
+    import polars as pl
+
+    parts = []
+    for frame, scored, found in zip(frames, series, events, strict=True):
+        number = np.zeros(len(frame), dtype=np.int64)
+        for k, event in enumerate(found, start=1):
+            number[event.start : event.stop] = k
+        parts.append(
+            pl.DataFrame(
+                {
+                    "series": pl.repeat(frame.name, len(frame), eager=True),
+                    frame.time_column or "step": frame.time,
+                    "row": frame.rows,
+                    "score": scored.scores,
+                    "outlier": scored.flags,
+                    "event": number,
+                }
+            )
+        )
+    table = pl.concat(parts)
+    with atomic_write(path) as file:
+        table.write_parquet(file) if path.suffix == ".parquet" else table.write_csv(file)

@@ -1,0 +1,58 @@
+"""``skerry detect`` on series, as a user runs it."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+
+@pytest.fixture(scope="module")
+def sensor(tmp_path_factory):
+    t = np.arange(800)
+    rng = np.random.default_rng(0)
+    value = np.sin(2 * np.pi * t / 50) + 0.05 * rng.normal(size=800)
+    value[600:610] += 3.0
+    stamps = pl.datetime_range(
+        pl.datetime(2026, 1, 1), pl.datetime(2026, 1, 1) + pl.duration(minutes=799), "1m", eager=True
+    )
+    path = tmp_path_factory.mktemp("series") / "sensor.csv"
+    pl.DataFrame({"time": stamps, "value": value}).write_csv(path)
+    return path
+
+
+def test_a_steady_time_column_makes_a_series_and_is_told(skerry, sensor, tmp_path):
+    done = skerry("detect", sensor, "--detector", "forecast", "--out", tmp_path / "s.parquet")
+    assert done.returncode == 0, done.stderr
+    flat = " ".join(done.stdout.split())
+    assert "read as a series: column 'time' holds steady times" in flat
+    assert "800 steps, 1 channel" in flat
+    assert "2026-01-01 09:5" in flat or "2026-01-01 10:0" in flat
+    assert pl.read_parquet(tmp_path / "s.parquet").height == 800
+
+
+def test_json_and_the_way_back_to_a_table(skerry, sensor):
+    done = skerry("detect", sensor, "--detector", "forecast", "--json", "--merge-gap", "30")
+    told = json.loads(done.stdout)
+    assert told["steps"] == 800
+    assert told["events"][0]["start"] in range(595, 606)
+    done = skerry("detect", sensor, "--kind", "table", "--detector", "hbos", "--json")
+    assert json.loads(done.stdout)["rows"] == 800
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--kind", "video"], 2, "--kind must be"),
+        (["--detector", "oracle"], 2, "unknown series detector"),
+        (["--time", "nope"], 1, "nope"),
+        (["--save-model", "m.skerry"], 2, "add --kind table"),
+        (["--train-share", "7"], 1, "train_share"),
+        (["--out", "/no/such/folder/s.csv"], 1, "does not exist"),
+    ],
+)
+def test_mistakes_end_in_one_line(skerry, sensor, arguments, code, words):
+    done = skerry("detect", sensor, "--detector", "forecast", *arguments)
+    assert done.returncode == code
+    assert words in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,97 @@
+"""From a file to events: what is found, told, written and refused."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from skerry.core.errors import DataError, ParameterError
+from skerry.core.events import AlarmRule
+from skerry.core.metrics import roc_auc
+from skerry.detect.series.forecast import Forecast
+from skerry.detect.series.pipeline import find_events
+
+
+@pytest.fixture(scope="module")
+def pumps():
+    """Two pumps, one row a minute; the second one's pressure jumps for a quarter of an hour."""
+    rng = np.random.default_rng(0)
+    t = np.arange(900)
+    frames = []
+    for k, name in enumerate(("north", "south")):
+        load = np.sin(2 * np.pi * t / 60) + 0.05 * rng.normal(size=900)
+        pressure = 5 + np.cos(2 * np.pi * t / 60) + 0.05 * rng.normal(size=900)
+        broken = np.zeros(900, dtype=np.int64)
+        if k == 1:
+            pressure[500:515] += np.linspace(3, 5, 15)
+            broken[500:515] = 1
+        stamps = pl.datetime_range(
+            pl.datetime(2026, 3, 1), pl.datetime(2026, 3, 1) + pl.duration(minutes=899), "1m", eager=True
+        )
+        frames.append(
+            pl.DataFrame({"at": stamps, "pump": [name] * 900, "load": load, "pressure": pressure, "y": broken})
+        )
+    return pl.concat(frames)
+
+
+def test_the_event_is_found_in_its_series_with_its_channel_and_time(pumps, tmp_path):
+    path = tmp_path / "pumps.csv"
+    pumps.write_csv(path)
+    found = find_events(path, detector="forecast", threshold="contamination:0.01", label="y", out=tmp_path / "s.csv")
+    assert [s.name for s in found.series] == ["north", "south"]
+    assert found.series[0].channels == ["load", "pressure"]
+    worst = found.events[0]
+    assert worst.series == "south"
+    assert worst.start < 520
+    assert worst.stop > 500
+    assert worst.first == str(pumps["at"][worst.start])
+    assert worst.reasons[0].startswith("pressure")
+    assert worst.blame["pressure"] > 0.7
+    assert worst.row == 900 + int(np.argmax(found.series[1].scores))
+    y = pumps["y"].to_numpy()[900:]
+    assert found.metrics["auroc"] == pytest.approx(roc_auc(y, found.series[1].scores))
+    assert found.metrics["auroc"] > 0.7
+    assert any("1 series with both labels" in note for note in found.notes)
+    written = pl.read_csv(tmp_path / "s.csv")
+    assert written.height == 1800
+    assert written["row"].to_list() == list(range(1800))
+    np.testing.assert_allclose(written["score"][900:], found.series[1].scores)
+    assert written["event"].max() == max(len([e for e in found.events if e.series == n]) for n in ("north", "south"))
+    assert found.to_frame().height == found.n_events == len(found)
+    assert '"series":"south"' in found.to_json().replace(" ", "")
+
+
+def test_the_alarm_rule_and_top_count(pumps):
+    south = pumps.filter(pl.col("pump") == "south").drop("pump", "y")
+    many = find_events(south, detector="forecast", threshold="contamination:0.05", alarm=AlarmRule())
+    few = find_events(south, detector="forecast", threshold="contamination:0.05", alarm=AlarmRule(merge_gap=60))
+    assert few.n_events < many.n_events
+    assert len(find_events(south, detector="forecast", threshold="contamination:0.05", top=2).events) == 2
+
+
+def test_learning_from_the_first_share_does_not_see_the_event(pumps):
+    south = pumps.filter(pl.col("pump") == "south").drop("pump", "y")
+    found = find_events(south, detector="forecast", train_share=0.5)
+    model = Forecast().fit(south.select("load", "pressure").to_numpy()[:450])
+    np.testing.assert_allclose(found.series[0].scores, model.anomaly_score(found.series[0].values))
+
+
+def test_a_quiet_series_has_no_event():
+    found = find_events(np.sin(np.arange(500) / 9), detector="forecast", time=False)
+    assert found.n_events == 0
+    assert found.to_frame().height == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_share": 1.5}, "train_share"),
+        ({"label": "nope"}, "no column 'nope'"),
+        ({"label": "load"}, "must hold 0 and 1"),
+        ({"out": "scores.txt"}, "parquet or .csv"),
+        ({"detector": "oracle"}, "unknown series detector"),
+        ({"by": "nope"}, "no column 'nope'"),
+    ],
+)
+def test_mistakes_are_told(pumps, options, message):
+    with pytest.raises((DataError, ParameterError), match=message):
+        find_events(pumps, **{"detector": "forecast"} | options)
