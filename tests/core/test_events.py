@@ -130,3 +130,9 @@ def test_bad_rules_say_what_is_allowed(bad):
 def test_scores_of_unflagged_steps_do_not_matter():
     flags, scores = [0, 1, 1, 0], [9.0, 1.0, 2.0, np.nan]
     assert AlarmRule().events(flags, scores) == [Event(1, 3, 2, 2.0)]
+
+
+def test_the_state_is_plain_numbers_whatever_the_scores_are():
+    stream = AlarmRule(merge_gap=2).stream()
+    stream.update(np.bool_(True), np.float32(1.5))
+    assert json.loads(json.dumps(stream.state()))["height"] == 1.5

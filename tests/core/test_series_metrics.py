@@ -146,6 +146,8 @@ def test_nab_rewards_early_flags_and_charges_false_ones():
     y = np.zeros(200, dtype=int)
     y[100:120] = 1
     at = np.eye(200, dtype=bool)
+    with np.errstate(all="raise"):
+        assert nab_score(np.r_[1, 1, np.zeros(9000)], np.ones(9002), probation=0) < 0
     early, late, false = nab_score(y, at[101]), nab_score(y, at[118]), nab_score(y, at[60] | at[100])
     assert 100 > early > late > 0
     assert false == pytest.approx(100 * (1 - 0.11 + 1) / 2)

@@ -312,3 +312,15 @@ def test_a_reference_shorter_than_a_block_is_refused():
         BlockConformal(0.1, 50).cutoff(np.zeros(49))
     with pytest.raises(DataError, match="row 1 is infinite"):
         BlockConformal(0.1, 2).cutoff([0, np.inf])
+
+
+@pytest.mark.parametrize("rule", ALL, ids=NAMES)
+def test_infinite_scores_are_flagged_and_break_nothing(rule):
+    s = correlated(400, 0.5, 11)
+    rule = clone(rule).fit(s)
+    before = rule.threshold_
+    assert rule.update(np.inf) is True and rule.update(-np.inf) is False
+    assert rule.threshold_ == before or isinstance(rule, AdaptiveConformal)
+    for _ in range(200):
+        rule.update(np.inf)
+    assert np.isfinite(rule.run(s)[1]).sum() > 200

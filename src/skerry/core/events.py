@@ -300,9 +300,9 @@ class EventStream:
             over = self._close()
         if flag and t >= self._quiet:
             if self._start < 0:
-                self._start, self._peak, self._height = t, t, score
+                self._start, self._peak, self._height = t, t, float(score)
             elif score > self._height:
-                self._peak, self._height = t, score
+                self._peak, self._height = t, float(score)
             self._last = t
         return over
 

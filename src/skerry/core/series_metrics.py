@@ -272,7 +272,7 @@ def nab_score(
     after = window >= 0
     right, width = stops[window[after]] - 1, np.maximum((stops - starts)[window[after]] - 1, 1)
     position[after] = (outside[after] - right) / width
-    raw = false * float(np.where(position >= 3.0, -1.0, _sigmoid(position)).sum())
+    raw = false * float(np.where(position >= 3.0, -1.0, _sigmoid(np.minimum(position, 3.0))).sum())
 
     scored = stops > first
     starts, stops = starts[scored], stops[scored]

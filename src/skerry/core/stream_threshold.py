@@ -158,8 +158,8 @@ class SPOT(StreamThreshold):
         if not hasattr(self, "threshold_"):
             self._start()
         score = float(score)
-        if score != score:
-            return False
+        if not math.isfinite(score):  # an infinite one is flagged, but teaches nothing
+            return score > self.threshold_
         flag = score > self.threshold_
         i = self.n_recent_ % self.warmup
         self.n_recent_flags_ += int(flag) - int(self.recent_flags_[i])
