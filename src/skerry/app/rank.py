@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,6 +68,7 @@ def rank(
 
         if heuristic not in HEURISTICS:
             raise typer.BadParameter(f"--heuristic {heuristic!r}: use {', '.join(HEURISTICS)}")
+        wall, cpu = time.perf_counter(), time.process_time()
         ranker = OutRank(
             heuristic=heuristic,
             **chosen,
@@ -86,10 +88,11 @@ def rank(
             random_state=seed,
         ).fit(path, target=target)
         steps = ranker.rank_3mr() if three_mr else getattr(ranker, "steps_3mr_", None)
+        seconds = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
     if out is not None:
         ranker.write(out)
     if as_json:
-        sys.stdout.write(json.dumps(_payload(ranker, steps, warned), default=str) + "\n")
+        sys.stdout.write(json.dumps(_payload(ranker, steps, warned) | seconds, default=str) + "\n")
         return
     _print(ranker, top)
     if steps is not None:
