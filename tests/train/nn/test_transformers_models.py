@@ -229,6 +229,8 @@ def test_embeddings_are_projected_unless_tied(name):
     before = logits(model, example)
     absorb_embedding_projection(model)
     torch.testing.assert_close(logits(model, example), before, atol=1e-4, rtol=1e-4)
+    convert_transformers(model, embedding_projection=True, finetune=True)
+    torch.testing.assert_close(logits(model, example), before, atol=1e-4, rtol=1e-4)
     with pytest.raises(ModelError, match="tie_word_embeddings=False"):
         convert_transformers(build(name, tie_word_embeddings=True), embedding_projection=True)
 
@@ -281,8 +283,21 @@ def test_a_gate_of_your_own_and_mistakes():
         convert_transformers(build("llama"), norm="gated", gate_init=0.5)
     with pytest.raises(ModelError, match="no model of transformers"):
         convert_transformers(nn.Linear(2, 2), norm="gated")
-    with pytest.raises(ModelError, match="embeds no tokens"):
+    with pytest.raises(ModelError, match="no plain embedding"):
         convert_transformers(build("vit"), embedding_projection=True)
+    model = build("llama", tie_word_embeddings=True)
+    names = set(model.state_dict())
+    for wrong in (
+        {"embedding_projection": True},
+        {"norm": "gated", "gate": "lineer"},
+        {"gate": "linear", "gate_init": 2},
+    ):
+        with pytest.raises((ModelError, ParameterError)):
+            convert_transformers(model, **wrong)
+    assert set(model.state_dict()) == names and model.config._attn_implementation != "skerry"
+    convert_transformers(model, gate="linear")
+    with pytest.raises(ModelError, match="convert a model once"):
+        convert_transformers(model, gate="linear")
     gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=V))
     with pytest.raises(ModelError, match="separate query, key and value"):
         convert_transformers(gpt2, gate="linear")

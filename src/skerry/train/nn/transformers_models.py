@@ -20,7 +20,7 @@ from skerry.train.nn.embedding_projection import ProjectedEmbedding, ProjectedHe
 from skerry.train.nn.gated_norm import GatedNorm
 from skerry.train.nn.gates import HeadGate
 from skerry.train.nn.pre_affine import PreAffineRMSNorm
-from skerry.train.nn.replace import replace_norms, set_module
+from skerry.train.nn.replace import find_norms, replace_norms, set_module
 from skerry.train.nn.single_scale_norm import SingleScaleRMSNorm
 from skerry.train.nn.unified_norm import UnifiedNorm
 
@@ -127,22 +127,17 @@ def _sizes(module: nn.Module) -> tuple[int, int, int, nn.Linear]:
     return query.in_features, query.out_features // head_dim, head_dim, query
 
 
-def _convert_attention(
-    model: nn.Module,
-    gate: str | Callable[[int, int, int], nn.Module] | None,
+def _new_gates(
+    found: dict[str, nn.Module],
+    gate: str | Callable[[int, int, int], nn.Module],
     gate_init: float | None,
-    softmax: nn.Module | None,
     finetune: bool,
-) -> None:
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
-    from transformers.modeling_utils import AttentionInterface
-
-    found = _attentions(model)
-    for module in found.values():
-        if softmax is not None:
-            module.clipped_softmax = softmax
-        if gate is None:
-            continue
+) -> dict[str, nn.Module]:
+    """Return a gate for each attention module, without touching the model."""
+    gates = {}
+    for name, module in found.items():
+        if hasattr(module, "head_gate"):
+            raise ModelError(f"{name} has a gate already: convert a model once")
         d_model, n_heads, head_dim, query = _sizes(module)
         if isinstance(gate, str):
             std = 0.0 if finetune else None
@@ -151,8 +146,14 @@ def _convert_attention(
             new = gate(d_model, n_heads, head_dim)
         if getattr(new, "pooled", False) and getattr(module, "is_causal", True):
             raise ParameterError("a pooled gate reads tokens to come: a causal model needs a gate for each token")
-        module.head_gate = new.to(device=query.weight.device, dtype=query.weight.dtype).train(module.training)
-        module.register_forward_pre_hook(_give_gate, with_kwargs=True)
+        gates[name] = new.to(device=query.weight.device, dtype=query.weight.dtype).train(module.training)
+    return gates
+
+
+def _use_own_attention(model: nn.Module) -> None:
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+    from transformers.modeling_utils import AttentionInterface
+
     AttentionInterface.register(_NAME, _attention)
     AttentionMaskInterface.register(_NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
     model.set_attn_implementation(_NAME)
@@ -160,18 +161,20 @@ def _convert_attention(
         raise ModelError(f"{type(model).__name__} does not go through the attention interface of transformers")
 
 
-def _project_embeddings(model: nn.Module) -> None:
+def _projected(model: nn.Module, finetune: bool) -> dict[int, nn.Module]:
+    """Return what stands in place of embedding and head, by the identity of the old modules."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if not isinstance(embedding, nn.Embedding):
-        raise ModelError(f"{type(model).__name__} embeds no tokens: it has no embedding to project")
+        raise ModelError(f"{type(model).__name__} has no plain embedding of tokens to project")
     if head is not None and head.weight is embedding.weight:
         raise ModelError("the head is tied to the embedding: set tie_word_embeddings=False in the configuration")
-    wrapped = {id(embedding): ProjectedEmbedding(embedding)} | (
-        {id(head): ProjectedHead(head)} if head is not None else {}
-    )
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if id(module) in wrapped:
-            set_module(model, name, wrapped[id(module)])
+    wrapped: dict[int, nn.Module] = {id(embedding): ProjectedEmbedding(embedding)}
+    if head is not None:
+        wrapped[id(head)] = ProjectedHead(head)
+    if finetune:
+        for module in wrapped.values():
+            nn.init.eye_(module.projection.weight)
+    return wrapped
 
 
 def convert_transformers(
@@ -213,7 +216,8 @@ def convert_transformers(
         Project embedding and head; they must not be tied.
     finetune : bool, default False
         For a trained model: let everything start as near to it as it can. Gates are exactly 1, ``"gated"`` puts a gate
-        of exactly 1 behind the norm that is there, and other norms take over gains and biases that fit.
+        of exactly 1 behind the norm that is there, projections are the identity, and other norms take over gains and
+        biases that fit.
 
     Returns
     -------
@@ -255,10 +259,23 @@ def convert_transformers(
         raise ParameterError(f"unknown norm {norm!r}: {nearest(norm, NORMS)}")
     if gate_init is not None and not isinstance(gate, str):
         raise ParameterError("gate_init belongs to a gate named by its kind")
-    if embedding_projection:
-        _project_embeddings(model)
-    if gate is not None or softmax is not None:
-        _convert_attention(model, gate, gate_init, softmax, finetune)
+    # everything that can be refused is refused before anything changes
+    projected = _projected(model, finetune) if embedding_projection else {}
+    attentions = _attentions(model) if gate is not None or softmax is not None else {}
+    gates = {} if gate is None else _new_gates(attentions, gate, gate_init, finetune)
+    if norm is not None:
+        find_norms(model)
+    if attentions:
+        _use_own_attention(model)
+    for name, module in attentions.items():
+        if softmax is not None:
+            module.clipped_softmax = softmax
+        if name in gates:
+            module.head_gate = gates[name]
+            module.register_forward_pre_hook(_give_gate, with_kwargs=True)
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if id(module) in projected:
+            set_module(model, name, projected[id(module)])
     if norm == "gated" and finetune:
         GatedNorm.retrofit(model)
     elif norm is not None:
