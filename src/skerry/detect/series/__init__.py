@@ -6,6 +6,7 @@ NAMES = {
     "Forecast": "skerry.detect.series.forecast",
     "HalfSpaceTrees": "skerry.detect.series.half_space_trees",
     "MatrixProfile": "skerry.detect.series.matrix_profile",
+    "SeasonalResidual": "skerry.detect.series.seasonal_residual",
     "SpectralResidual": "skerry.detect.series.spectral_residual",
     "Windowed": "skerry.detect.series.windowed",
     "find_events": "skerry.detect.series.pipeline",

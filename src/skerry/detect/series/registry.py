@@ -15,6 +15,7 @@ SERIES_DETECTORS: dict[str, str] = {
     "forecast": "Forecast",
     "half-space-trees": "HalfSpaceTrees",
     "matrix-profile": "MatrixProfile",
+    "seasonal-residual": "SeasonalResidual",
     "spectral-residual": "SpectralResidual",
     "windowed": "Windowed",
 }
