@@ -8,7 +8,6 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from skerry.core.errors import ParameterError
 from skerry.robust.composite import SparseProblem, solve
-from skerry.robust.conjugate_gradient import proximal_cg
 from skerry.robust.penalties import soft, threshold
 from skerry.robust.sparse import SparseLogistic, SparseRegression
 
@@ -68,41 +67,6 @@ def test_screening_does_not_change_the_path(penalty, loss):
     assert set(np.flatnonzero(with_rule.coef_)) == {0, 1, 2}
 
 
-def test_conjugate_gradient_ends_in_rank_steps_on_a_quadratic():
-    rng = np.random.default_rng(0)
-    B = rng.normal(size=(12, 30))
-    A, b = B.T @ B, B.T @ rng.normal(size=12)
-    top = np.linalg.eigvalsh(A)[-1]
-    found = proximal_cg(lambda x: A @ x - b, lambda v, t: v, np.zeros(30), lipschitz=top, tol=1e-8)
-    assert found.converged and found.n_iter <= 12 + 5
-
-
-@pytest.mark.parametrize("search", ["root", "backtracking", "wolfe"])
-def test_every_line_search_reaches_the_minimum(search):
-    X, y = _data()
-    problem = SparseProblem(X, y, "squared", "scad", 3.7, 2.0, 0)
-    best = solve(problem, 0.2, np.zeros(30), "ista", tol=1e-8, max_iter=20000)[0]
-    b, _, done = solve(problem, 0.2, np.zeros(30), "cg", tol=1e-6, max_iter=3000, line_search=search)
-    assert done
-    assert problem.objective(b, 0.2) == pytest.approx(problem.objective(best, 0.2), abs=1e-6)
-
-
-@pytest.mark.parametrize("search", ["root", "backtracking", "wolfe"])
-def test_conjugate_gradient_returns_exact_zeros(search):
-    # P(x) as x - rho G(x) leaves rounding of 1e-26 where the proximal map gave 0
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(100, 200))
-    for j in range(1, 200):
-        X[:, j] = 0.6 * X[:, j - 1] + 0.8 * X[:, j]
-    y = X[:, :4] @ [2.0, -2.0, 8.0, -8.0] + rng.normal(size=100)
-    problem = SparseProblem(X, y, "squared", "scad", 3.7, 2.0, 0)
-    expected = solve(problem, 0.5, np.zeros(200), "accelerated", tol=1e-8)[0]
-    b, _, done = solve(problem, 0.5, np.zeros(200), "cg", tol=1e-7, line_search=search)
-    assert done
-    np.testing.assert_array_equal(b != 0, expected != 0)
-    assert b == pytest.approx(expected, abs=1e-5)
-
-
 @pytest.mark.parametrize("search", ["root", "backtracking", "wolfe"])
 def test_the_estimators_line_search_reaches_the_path_of_the_accelerated_gradient(search):
     X, y = _data()
@@ -156,8 +120,6 @@ def test_huber_sets_outliers_aside_and_the_answer_scales_with_y():
 
 
 def test_errors_say_what_is_allowed():
-    with pytest.raises(ParameterError, match="line_search='x'"):
-        proximal_cg(lambda x: x, lambda v, t: v, [0.0], lipschitz=1.0, line_search="x")
     with pytest.raises(ParameterError, match="penalty"):
         SparseRegression(penalty="ridge").fit(*_data())
 
