@@ -8,6 +8,7 @@ import pytest
 from skerry.core.errors import DataError
 from skerry.core.persistence import load, save
 from skerry.data.encoder import TableEncoder
+from skerry.data.encoder_words import show
 
 N = 200
 RNG = np.random.default_rng(0)
@@ -131,3 +132,23 @@ def test_names_that_collide_are_told_apart():
     ]  # fmt: skip
     assert [r.features for r in encoder.report_][1] == ("a is missing'",)
     assert encoder.weighted_.tolist() == [False, True, False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("texts", "numbers"),
+    [
+        (["1,5", "2,25", "-3", "1.234,5", "0,125"], [1.5, 2.25, -3.0, 1234.5, 0.125]),
+        (["1,234", "5,678", "1,234,567", "12"], [1234.0, 5678.0, 1234567.0, 12.0]),
+        (["$1,234.50", "€ 5", "7 %", "8_000", "9"], [1234.5, 5.0, 7.0, 8000.0, 9.0]),
+        (["1,234", "2,345", "3,456"], [1234.0, 2345.0, 3456.0]),  # could be either: thousands
+        (["1 234,5 €", "2 000,25 €", "7,5 €"], [1234.5, 2000.25, 7.5]),
+    ],
+)
+def test_numbers_as_text_in_the_ways_people_write_them(texts, numbers):
+    frame = pl.DataFrame({"x": texts})
+    encoder = TableEncoder().fit(frame)
+    np.testing.assert_array_equal(encoder.transform(frame)[:, 0], numbers)
+    assert "numbers as text" in encoder.report_[0].note
+    assert ("decimal commas" in encoder.report_[0].note) == (numbers[0] in (1.5, 1234.5) and "," in texts[-1])
+    for text, number in zip(texts, numbers, strict=True):
+        assert encoder.reason("x", text).startswith(f"`x` {show(number)} is ")

@@ -13,6 +13,7 @@ from skerry.data.encoder_values import (
     MISSING,
     days_since_1970,
     float_values,
+    has_decimal_commas,
     level_of,
     parse_dates,
     parse_numbers,
@@ -49,12 +50,17 @@ def plan_column(s: pl.Series) -> dict[str, Any]:
         s = stripped.set(stripped == "", None)
         present = s.len() - s.null_count()
         if present:
-            parsed = parse_numbers(s)
+            comma = has_decimal_commas(s)
+            parsed = parse_numbers(s, comma)
             good = parsed.len() - parsed.null_count()
             if good >= PARSED_SHARE * present:
                 bad = present - good
-                note = "numbers as text" + (f"; {bad} values are not numbers and count as missing" if bad else "")
-                return _numeric(parsed, note) | {"parse": True}
+                note = (
+                    "numbers as text"
+                    + (", with decimal commas" if comma else "")
+                    + (f"; {bad} values are not numbers and count as missing" if bad else "")
+                )
+                return _numeric(parsed, note) | {"comma": comma}
             for fmt in DATE_FORMATS:
                 stamps = parse_dates(s, fmt)
                 if stamps.len() - stamps.null_count() >= PARSED_SHARE * present:

@@ -21,6 +21,7 @@ __all__ = [
     "days_since_1970",
     "encode_column",
     "float_values",
+    "has_decimal_commas",
     "level_of",
     "parse_dates",
     "parse_numbers",
@@ -70,7 +71,7 @@ def encode_column(s: pl.Series, plan: dict[str, Any]) -> Iterable[NDArray[np.flo
     elif kind == "text":
         x = float_values(text_of(s, "text").str.len_chars())
     else:
-        x = _numbers(s)
+        x = _numbers(s, plan.get("comma", False))
     missing = np.isnan(x)
     # an infinity becomes the extreme finite value seen in fitting
     x = np.where(np.isposinf(x), plan["high"], np.where(np.isneginf(x), plan["low"], x))
@@ -96,7 +97,7 @@ def text_of(s: pl.Series, wanted: str) -> pl.Series:
     return s.cast(pl.String).str.strip_chars()
 
 
-def _numbers(s: pl.Series) -> NDArray[np.float64]:
+def _numbers(s: pl.Series, comma: bool) -> NDArray[np.float64]:
     import polars as pl
 
     if s.dtype == pl.Duration:
@@ -107,7 +108,7 @@ def _numbers(s: pl.Series) -> NDArray[np.float64]:
         return float_values(s)
     if s.dtype.is_temporal():
         raise _changed(s, "numbers")
-    return float_values(parse_numbers(text_of(s, "numbers")))
+    return float_values(parse_numbers(text_of(s, "numbers"), comma))
 
 
 def _dates(s: pl.Series, plan: dict[str, Any]) -> NDArray[np.float64]:
@@ -154,11 +155,24 @@ def level_of(value: Any) -> str:
     return MISSING if value is None else str(value).strip() or MISSING
 
 
-def parse_numbers(s: pl.Series) -> pl.Series:
-    """Read text as numbers, whatever thousands separators and currency signs it has; null where it is none."""
+def parse_numbers(s: pl.Series, comma: bool = False) -> pl.Series:
+    """Read text as numbers, whatever thousands separators and currency signs it has; null where it is none.
+
+    With ``comma``, a comma is the decimal mark and dots separate thousands.
+    """
     import polars as pl
 
-    return s.str.replace_all(r"[,\s$€£¥%_]", "").cast(pl.Float64, strict=False)
+    plain = s.str.replace_all(r"[.\s$€£¥%_]" if comma else r"[,\s$€£¥%_]", "")
+    return (plain.str.replace(",", ".", literal=True) if comma else plain).cast(pl.Float64, strict=False)
+
+
+def has_decimal_commas(s: pl.Series) -> bool:
+    """Say whether commas are decimal marks: more values rule out thousands than rule out decimals (1,234 is both)."""
+    plain = s.str.replace_all(r"[\s$€£¥%_]", "")
+    held = plain.filter(plain.str.contains(",", literal=True))
+    thousands = held.str.contains(r"^[+-]?\d{1,3}(,\d{3})+(\.\d*)?$")
+    decimal = held.str.contains(r"^[+-]?(\d*|\d{1,3}(\.\d{3})+),\d+$")
+    return int((decimal & ~thousands).sum()) > int((thousands & ~decimal).sum())
 
 
 def parse_dates(s: pl.Series, fmt: str) -> pl.Series:

@@ -23,7 +23,11 @@ def reason(column: str, value: Any, plan: dict[str, Any]) -> str:
     if kind == "drop":
         return f"`{column}` is left out ({plan['label']})"
     if kind in ("numeric", "text"):
-        number = _number(value) if kind == "numeric" else (None if value is None else float(len(str(value).strip())))
+        number = (
+            _number(value, plan.get("comma", False))
+            if kind == "numeric"
+            else (None if value is None else float(len(str(value).strip())))
+        )
         if number is None or math.isnan(number):
             return f"`{column}` is missing (so in {_percent(plan['missing'])} of rows)"
         what = f"`{column}` {show(number)}" if kind == "numeric" else f"`{column}` of {show(number)} characters"
@@ -39,11 +43,13 @@ def reason(column: str, value: Any, plan: dict[str, Any]) -> str:
     return f"`{column}` {shown} occurs in {_percent(share)} of rows"
 
 
-def _number(value: Any) -> float | None:
+def _number(value: Any, comma: bool) -> float | None:
     if value is None:
         return None
     if isinstance(value, str):
-        text = value.strip().translate({ord(c): None for c in ",$€£¥%_ "})
+        text = value.translate({ord(c): None for c in ("." if comma else ",") + "$€£¥%_"})
+        text = "".join(text.split())
+        text = text.replace(",", ".") if comma else text
         try:
             return float(text)
         except ValueError:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import re
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skerry.core.errors import DataError
 from skerry.data.packed import MAX_UNPACKED
-from skerry.data.table import Table, first_line, unique_names
+from skerry.data.table import Table, first_line
+from skerry.data.table_csv_head import CsvHead, read_head
 
 if TYPE_CHECKING:
     import polars as pl
 
 __all__ = ["csv_table", "spooled_csv"]
 
-SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+MAX_BLOCK = 1 << 30  # bytes that one row may take
 MISSING_TEXT = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?"]
 
 
@@ -68,164 +68,154 @@ def _copy(stream: Any, handle: int, name: str) -> int:
 
 def csv_table(path: Path, separator: str | None, name: str) -> Table:
     """Open a plain text table; ``name`` stands for it in messages, ``separator`` None is read off the first lines."""
-    import csv
+    head = read_head(path, separator, name)
+    while True:
+        try:
+            types, mixed, n_rows = _settled_types(path, head, name)
+            break
+        except _LongRow:
+            if head.block >= MAX_BLOCK:
+                raise
+            head.block = min(8 * head.block, MAX_BLOCK)
+        except _NotUtf8:
+            if head.encoding != "utf8":
+                raise
+            head.encoding = "latin-1"
+            head.notes.append("not UTF-8; read as Latin-1")
+    if not n_rows:
+        raise DataError(f"{name}: has a header but no rows")
+    if mixed:
+        head.notes.append("values of different kinds are mixed in " + ", ".join(repr(c) for c in mixed[:5]))
+    schema = next(_stream(path, head, name, types)).schema
+    return Table(name, dict(schema), lambda rows: _stream(path, head, name, types), n_rows, head.notes)
 
+
+class _LongRow(DataError):
+    """A row does not fit in a block."""
+
+
+class _NotUtf8(DataError):
+    """Text that is not UTF-8, met beyond the head."""
+
+
+def _stream(path: Path, head: CsvHead, name: str, types: dict[str, Any]) -> Iterator[pl.DataFrame]:
+    """Yield the rows block by block; ``types`` are Arrow's, those absent are inferred from the first block."""
     import polars as pl
     import pyarrow as pa
     from pyarrow import csv as pa_csv
 
-    notes: list[str] = []
-    with path.open("rb") as file:
-        raw = file.read(1 << 20)
-    if not raw.strip():
-        raise DataError(f"{name}: the file is empty")
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{name}: is UTF-16 text; save it as UTF-8")
-    if b"\x00" in raw[:4096]:
-        raise DataError(f"{name}: is binary, not text; check its suffix")
-    encoding = "utf8"
-    cut = raw[: raw.rfind(b"\n") + 1] or raw
+    reader = None
+    source = pa.OSFile(str(path))
     try:
-        head = cut.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        head, encoding = cut.decode("latin-1"), "latin-1"
-        notes.append("not UTF-8; read as Latin-1")
-    sep = separator or _sniff(head, notes)
-    reader = csv.reader(io.StringIO(head), delimiter=sep)
-    try:
-        header = [c.strip() for c in next(reader)]
-        second = next(reader, None)
-    except csv.Error as error:
-        raise DataError(f"{name}: not a table of text ({error})") from None
-    if not header:
-        raise DataError(f"{name}: the first line is blank; it must name the columns")
-    if separator and len(header) == 1 and (better := _separator(head)) not in (None, separator):
-        raise DataError(f"{name}: no {separator!r} in the first line; it looks separated by {better!r}")
-    if separator is None and len(header) == 1 and (other := _unexpected(head)):
-        notes.append(
-            f"only one column, {header[0]!r}, was found; if {other!r} separates columns, replace it by a comma"
+        reader = pa_csv.open_csv(
+            source,
+            read_options=pa_csv.ReadOptions(
+                column_names=head.columns,
+                skip_rows=head.lines,
+                block_size=head.block,
+                encoding=head.encoding,
+                use_threads=True,
+            ),
+            parse_options=pa_csv.ParseOptions(delimiter=head.separator, newlines_in_values=True),
+            convert_options=pa_csv.ConvertOptions(
+                null_values=MISSING_TEXT,
+                strings_can_be_null=True,
+                column_types=types,
+                true_values=["true", "True", "TRUE"],
+                false_values=["false", "False", "FALSE"],
+            ),
         )
-    unique_names(header, name)
-    header = [c or f"column_{i}" for i, c in enumerate(header)]
-    if second is None:
-        raise DataError(f"{name}: has a header but no rows")
-    # a row must fit in a block
-    block = max(1 << 22, 4 * max(map(len, head.splitlines())))
-
-    def stream(types: dict[str, Any]) -> Iterator[pl.DataFrame]:
-        reader = None
-        source = pa.OSFile(str(path))
-        try:
-            reader = pa_csv.open_csv(
-                source,
-                read_options=pa_csv.ReadOptions(
-                    column_names=header, skip_rows=1, block_size=block, encoding=encoding, use_threads=True
-                ),
-                parse_options=pa_csv.ParseOptions(delimiter=sep, newlines_in_values=True),
-                convert_options=pa_csv.ConvertOptions(
-                    null_values=MISSING_TEXT,
-                    strings_can_be_null=True,
-                    column_types=types,
-                    true_values=["true", "True", "TRUE"],
-                    false_values=["false", "False", "FALSE"],
-                ),
-            )
-            for batch in reader:
-                if batch.num_rows:
-                    yield pl.from_arrow(pa.Table.from_batches([batch]))
-        except pa.ArrowInvalid as error:
-            ragged = re.search(r"(?:Row #(\d+): )?Expected (\d+) columns, got (\d+)", str(error))
-            if ragged:
-                where = f"row {int(ragged[1]) - 2}" if ragged[1] else "a row"
-                raise DataError(
-                    f"{name}: {where} has {ragged[3]} fields, {ragged[2]} expected; check quoting and separator"
-                ) from None
-            raise DataError(f"{name}: {first_line(error)}") from None
-        finally:
-            if reader is not None:
-                reader.close()
-            source.close()
-
-    try:
-        types, mixed, n_rows = _settled_types(stream, header)
-    except DataError as error:
-        if encoding != "utf8" or "UTF8" not in str(error):
-            raise
-        encoding = "latin-1"
-        notes.append("not UTF-8; read as Latin-1")
-        types, mixed, n_rows = _settled_types(stream, header)
-    schema = next(iter(stream(types))).schema
-    if mixed:
-        notes.append("numbers and text are mixed in " + ", ".join(repr(c) for c in mixed[:5]))
-    return Table(name, dict(schema), lambda rows: stream(types), n_rows, notes)
+        for batch in reader:
+            if batch.num_rows:
+                yield pl.from_arrow(pa.Table.from_batches([batch]))  # type: ignore[misc]
+    except pa.ArrowInvalid as error:
+        raise _told(error, name) from None
+    finally:
+        if reader is not None:
+            reader.close()
+        source.close()
 
 
-def _settled_types(stream: Callable[[dict], Iterator], header: list[str]) -> tuple[dict[str, Any], list[str], int]:
-    """Find types that hold for the whole file: infer on the first block, widen where a later one objects.
+def _told(error: Exception, name: str) -> DataError:
+    ragged = re.search(r"(?:Row #(\d+): )?Expected (\d+) columns, got (\d+)", str(error))
+    if ragged:
+        where = f"row {int(ragged[1]) - 2}" if ragged[1] else "a row"
+        return DataError(f"{name}: {where} has {ragged[3]} fields, {ragged[2]} expected; check quoting and separator")
+    if "straddl" in str(error):
+        return _LongRow(f"{name}: a row takes more than {MAX_BLOCK >> 20} MiB; check quoting")
+    kind = _NotUtf8 if "UTF8" in str(error) else DataError
+    return kind(f"{name}: {first_line(error)}")
 
-    Widening goes integer -> float -> text, one column an attempt, as the reader names them in its error.
+
+def _settled_types(path: Path, head: CsvHead, name: str) -> tuple[dict[str, Any], list[str], int]:
+    """Find types that hold for the whole file: inferred on the first block, widened where a later one objects.
+
+    Widening goes integer -> float -> text. The reader names one column when it objects, so that all others are then
+    tried too, on one reading as text: a wide table does not take a reading for each of its columns.
     """
     import polars as pl
     import pyarrow as pa
 
     types: dict[str, Any] = {}
     mixed: list[str] = []
+    tried = False
     while True:  # each round widens a column or ends
-        n_rows = 0
+        n_rows, inferring = 0, not types
         try:
-            for frame in stream(types):
+            for frame in _stream(path, head, name, types):
                 n_rows += frame.height
                 if pl.Binary in frame.dtypes:  # what the reader makes of text that is not UTF-8
-                    raise DataError("invalid UTF8 data")
+                    raise _NotUtf8(f"{name}: invalid UTF8 data")
                 if not types:
                     arrow = frame.to_arrow().schema
                     types = {f.name: pa.string() if pa.types.is_null(f.type) else _plain_type(f.type) for f in arrow}
+            return types, mixed, n_rows
         except DataError as error:
             found = re.search(r"In CSV column #(\d+)", str(error))
-            column = header[int(found.group(1))] if found else None
-            if column is None or not types or types[column] == pa.string():
+            column = head.columns[int(found.group(1))] if found else None
+            if column is None or not types:
                 raise
-            integer = pa.types.is_integer(types[column])
-            types[column] = pa.float64() if integer else pa.string()
-            if not integer:
-                mixed.append(column)
-            continue
-        return types, mixed, n_rows
+            if types[column] == pa.string():
+                if inferring:  # nothing but missing values in the first block
+                    continue
+                raise
+            before = types[column]
+            if not tried:
+                tried = True
+                _try_all(path, head, name, types, mixed)
+            if types[column] == before:
+                _widen(column, types, mixed)
+
+
+def _try_all(path: Path, head: CsvHead, name: str, types: dict[str, Any], mixed: list[str]) -> None:
+    """Widen every column whose text cannot be cast to its type."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for frame in _stream(path, head, name, dict.fromkeys(types, pa.string())):
+        for column in types:
+            text = None
+            while types[column] != pa.string():
+                if text is None:
+                    text = pc.utf8_trim_whitespace(frame[column].to_arrow())
+                try:
+                    pc.cast(text, types[column])
+                    break
+                except pa.ArrowInvalid:
+                    _widen(column, types, mixed)
+
+
+def _widen(column: str, types: dict[str, Any], mixed: list[str]) -> None:
+    import pyarrow as pa
+
+    if pa.types.is_integer(types[column]):
+        types[column] = pa.float64()
+    else:
+        types[column] = pa.string()
+        mixed.append(column)
 
 
 def _plain_type(kind: Any) -> Any:
     import pyarrow as pa
 
     return pa.string() if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) else kind
-
-
-def _separator(head: str) -> str | None:
-    """Return the separator that cuts all first lines into the same number (the larger the better) of fields."""
-    import csv
-
-    text = "\n".join(head.splitlines()[:50])
-    widths: dict[str, int] = {}
-    for s in SEPARATORS:
-        try:
-            found = {len(row) for row in csv.reader(io.StringIO(text), delimiter=s) if row}
-        except csv.Error:
-            continue
-        if len(found) == 1 and min(found) > 1:
-            widths[s] = min(found)
-    return max(widths, key=lambda s: widths[s]) if widths else None
-
-
-def _unexpected(head: str) -> str | None:
-    """Return a character that might separate columns although no reader expects it."""
-    lines = [line for line in head.splitlines()[:50] if line.strip()]
-    often = {c: {line.count(c) for line in lines} for c in "^~: " if c in lines[0]}
-    return next((c for c, counts in often.items() if len(counts) == 1), None)
-
-
-def _sniff(head: str, notes: list[str]) -> str:
-    first = head.splitlines()[0]
-    # rows of unequal length: believe the header, and let the reader name the row
-    best = _separator(head) or max(SEPARATORS, key=first.count)
-    if best != ",":
-        notes.append(f"columns are separated by {SEPARATORS[best]}")
-    return best
