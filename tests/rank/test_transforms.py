@@ -130,3 +130,11 @@ def test_errors():
         OutRank(multi_value=("tags",)).fit(frame)
     with pytest.raises(ParameterError, match="default"):
         list(transforms.transformed(X, np.ones(8, int), "defalt"))
+
+
+def test_a_derived_column_does_not_take_a_given_name():
+    x = np.arange(300) % 10
+    frame = pl.DataFrame({"x": x, "x_tr_sqrt": np.arange(300) % 7, "label": x > 4})
+    names = OutRank(transforms="default").fit(frame).ranking_["feature"].to_list()
+    assert len(set(names)) == len(names)
+    assert {"x_tr_sqrt", "x_tr_sqrt (derived)"} <= set(names)

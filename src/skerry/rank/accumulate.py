@@ -147,7 +147,7 @@ def build_block(
         names, columns[:-1], stats[:-1], numeric=numeric, transforms=transforms, operators=operators, lists=lists
     ) if transforms or operators or lists else ()  # fmt: skip
     for label, origin, codes, by_code in extra:
-        labels.append(label)
+        labels.append(label if label not in names else f"{label} (derived)")
         parents.append(origin)
         parts.append(kernel.encode(codes)[0])
         if numbers:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Fit"]
 
-MEMORY = 2 << 30  # bytes of codes that are held before only counts, or mini-batches, are
+MEMORY = 1 << 30  # bytes of codes, as they are scored, that are held before only counts, or mini-batches, are
 CHUNK = 1 << 17  # rows read, and added to counts, at a time
 LAST_BATCH = 1_024  # a shorter last mini-batch does not vote
 ROWS_KEPT = 1 << 20  # of the row report
@@ -66,7 +66,7 @@ class Fit:
         self.counts: list[TargetCounts] = []
         self.noise: dict[str, TargetCounts] = {}
         self.streaming = False
-        self.rows = self.done = self.bytes = 0
+        self.rows = self.done = 0
         self.block: Block | None = None
         self.report: list[Any] = []
         self.numeric = declared_numbers(X)
@@ -114,8 +114,8 @@ class Fit:
         self.rows += frame.height
         for parts, part in zip(self.held, codes, strict=True):
             parts.append(part)
-            self.bytes += part.nbytes
-        if not self.streaming and self.bytes > MEMORY:
+        wide = 4 if any(c.itemsize > 2 for c in codes) else 2
+        if not self.streaming and self.rows * len(self.names) * wide > MEMORY:
             self._stream()
         if self.streaming:
             self._drain(last=False)
@@ -138,7 +138,7 @@ class Fit:
             rows = rows or scorer.correction == "shift"
             if rows and self.ranker.mode == "cumulative":
                 raise DataError(
-                    "the codes of the table pass 2 GiB, and pairs, crosses, derived columns, correction='shift' and "
+                    "the codes of the table pass 1 GiB, and pairs, crosses, derived columns, correction='shift' and "
                     "the other heuristics need its rows: use mode='auto' or subsampling"
                 )
             self.mode = "batch-median" if rows else "cumulative"

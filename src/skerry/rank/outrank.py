@@ -50,7 +50,7 @@ class OutRank(SelectorMixin, BaseEstimator):
         with both margins fixed, the published estimator's single misaligned copy, or nothing.
     n_permutations : int, default 3
     mode : {"auto", "cumulative", "batch-median"}, default "auto"
-        Count over all rows, or score mini-batches and take the median. Past 2 GiB of codes, "cumulative" and "auto"
+        Count over all rows, or score mini-batches and take the median. Past 1 GiB of codes, "cumulative" and "auto"
         keep counts with the target only; where those do not do (pairs, crosses, derived columns), "auto" turns to
         mini-batches.
     batch_rows : int, default 16384
@@ -254,7 +254,7 @@ class OutRank(SelectorMixin, BaseEstimator):
         """Order the features by relevance - alpha * redundancy + beta * relation, each scaled to [0, 1].
 
         Redundancy is the score of a pair of features, relation that of their cross. Those not counted by ``fit`` are
-        counted now if the codes are held (``mode_`` "cumulative", under 2 GiB); else they are 0, as in the published
+        counted now if the codes are held (``mode_`` "cumulative", under 1 GiB); else they are 0, as in the published
         tool.
 
         Parameters
