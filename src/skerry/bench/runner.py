@@ -26,6 +26,7 @@ STUDIES: dict[str, str] = {
     "conformal": "measured false discovery rate of conformal thresholds",
     "outrank": "cardinality-aware ranking beside the published package",
     "robust-high-dimensional": "screening, nonconvex regression and mixed models",
+    "root-optimizer": "ROOT beside Muon and AdamW: exactness, cost, heavy-tailed gradients",
     "tabular": "accuracy of the default and of every detector beside PyOD",
     "tabular-stream": "tables larger than memory, beside the bare time of reading them",
     "tabular-speed": "seconds and memory beside PyOD, scikit-learn and faiss",
