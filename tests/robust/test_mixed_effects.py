@@ -237,3 +237,22 @@ def test_prediction_uses_the_groups_it_knows():
 @pytest.mark.filterwarnings("ignore")
 def test_scikit_learn_contract():
     check_estimator(QGaussianMixedModel(max_iter=10, alpha=0.1))
+
+
+def test_one_cluster_is_gaussian():
+    X, y, g = _data()
+    model = QGaussianMixedModel(random=None, alpha=0.25).fit(X, y, groups=np.zeros(160))
+    assert np.isinf(model.df_) and set(np.flatnonzero(model.coef_)) == {0, 1, 2}
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_odd_tables_are_fitted():
+    X, y, g = _data(p=3)
+    flat = np.column_stack([X, np.ones(160)])
+    model = QGaussianMixedModel(random="1 + x3", alpha=0.1).fit(flat, y, groups=g)
+    assert model.coef_[3] == 0.0 and np.isfinite(model.random_effects_).all()
+    assert not QGaussianMixedModel(alpha=0.1).fit(X, np.ones(160), groups=g).coef_.any()
+    exact = QGaussianMixedModel(n_alphas=5).fit(X, 2 * X[:, 0] + 1, groups=g)
+    assert exact.coef_ == pytest.approx([2.0, 0.0, 0.0], abs=1e-4)
+    large = QGaussianMixedModel(alpha=0.1).fit(1e6 * X, 1e9 * y, groups=g)
+    assert large.coef_ == pytest.approx(1e3 * QGaussianMixedModel(alpha=0.1).fit(X, y, groups=g).coef_, rel=1e-4)

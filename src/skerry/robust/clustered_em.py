@@ -53,7 +53,7 @@ class ClusteredProblem:
     penalty : {"l1", "scad", "mcp"}
     a, gamma : float
     df : float or None
-        None: estimated in [0.5, 200].
+        None: estimated in [0.5, 200]; infinite for a single cluster, whose likelihood only grows with it.
     tol : float
         Stop when a round lowers the objective by less.
     max_iter : int
@@ -62,6 +62,8 @@ class ClusteredProblem:
     def __init__(self, A, y, covariance: ClusterCovariance, penalty, a, gamma, df, tol, max_iter):
         self.A, self.y, self.covariance = A, y, covariance
         self.shape = (penalty, a, gamma)
+        # one cluster is one draw: its likelihood only grows with df, see the joint model
+        df = np.inf if df is None and len(covariance.sizes) == 1 else df
         self.df, self.tol, self.max_iter = df, tol, int(max_iter)
         self.sizes, self.n = covariance.sizes, len(y)
 
@@ -148,27 +150,43 @@ class ClusteredProblem:
             return state
         r = self.y - self.A @ state.b
 
-        def value(theta):
-            return self._likelihood(*self.covariance.distances(theta, r), state.scale, state.df)
+        def value(theta, scale=state.scale):
+            return self._likelihood(*self.covariance.distances(theta, r), scale, state.df)
 
         if len(bounds) == 1:  # one parameter: a search over its whole range, not only downhill
             found = minimize_scalar(lambda v: value(np.array([v])), bounds=bounds[0], method="bounded")
-            tried = [np.array([found.x])]
+            tried = [(np.array([found.x]), state.scale)]
         else:
-            # an effect near 0 has no slope left to grow by: begin also from a moderate one
-            low, high = np.array(bounds).T
-            begun = np.clip(state.theta, low, high)
-            starts = [begun]
-            small = np.zeros(len(begun), dtype=bool)
-            small[len(begun) - len(self.covariance.rows) :] = self.covariance.rows == self.covariance.columns
-            small &= begun < -4.0
-            if small.any():
-                starts.append(np.where(small, self.covariance.start(), begun))
-            options = {"maxiter": 30}
-            tried = [minimize(value, s, method="L-BFGS-B", bounds=bounds, options=options).x for s in starts]
+            tried = [self._downhill(start, state, alpha, value) for start in self._starts(state.theta, bounds, steps)]
         if self.covariance.q:
-            tried.append(self.covariance.without_effects(tried[0]))
-        return replace(state, theta=min([*tried, state.theta], key=value))
+            tried += [(self.covariance.without_effects(theta), scale) for theta, scale in tried[:1]]
+        tried.append((state.theta, state.scale))
+        theta, scale = min(tried, key=lambda pair: value(*pair) + self._penalty(state.b, pair[1], alpha))
+        return replace(state, theta=theta, scale=scale)
+
+    def _starts(self, theta, bounds, steps):
+        low, high = np.array(bounds).T
+        begun = np.clip(theta, low, high)
+        small = np.zeros(len(begun), dtype=bool)
+        small[len(begun) - len(self.covariance.rows) :] = self.covariance.rows == self.covariance.columns
+        small &= begun < -4.0
+        if steps == _LOOSE and small.any():
+            # an effect near 0 has no slope left to grow by: begin also from a moderate one
+            return [begun, np.where(small, self.covariance.start(), begun)]
+        return [begun]
+
+    def _downhill(self, theta, state, alpha, value):
+        """Lower the covariance and the scale together: alone each would wait for the other."""
+        now = np.log(state.scale)
+        bounds = [*self.covariance.bounds, (max(now - 2.0, np.log(_SCALE_FLOOR)), now + 2.0)]
+        found = minimize(
+            lambda v: value(v[:-1], float(np.exp(v[-1]))) + self._penalty(state.b, float(np.exp(v[-1])), alpha),
+            np.r_[theta, max(now, np.log(_SCALE_FLOOR))],
+            method="L-BFGS-B",
+            bounds=bounds,
+            options={"maxiter": 15},
+        )
+        return found.x[:-1], float(np.exp(found.x[-1]))
 
     def _df(self, state, alpha, columns, steps):
         if self.df is not None:

@@ -57,7 +57,8 @@ class QGaussianMixedModel(RegressorMixin, BaseEstimator):
     a, gamma : float, default=3.7, 2.0
         Shapes of SCAD and MCP.
     df : float or None, default=None
-        Degrees of freedom; None estimates them in [0.5, 200] ("clustered"); inf is the Gaussian model.
+        Degrees of freedom; None estimates them in [0.5, 200] ("clustered", two clusters at least); inf is the
+        Gaussian model.
     n_alphas : int, default=25
         Length of the path from the strength that keeps all columns out to ``alpha_min_ratio`` of it.
     alpha_min_ratio : float, default=0.05
