@@ -61,7 +61,7 @@ class ScoredSeries:
     ----------
     name : str
     labels : list of str
-        The stamps of the first and the last step.
+        Stamps of at most 201 steps at equal distances, the first and the last among them.
     values : ndarray of shape (T, c)
     channels : list of str
     scores : ndarray of shape (T,)

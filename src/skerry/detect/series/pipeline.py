@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time as clock
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ __all__ = ["find_events"]
 
 REASONS = 3  # channels named for an event
 FRAME = "<DataFrame>"
+LABELS = 201  # stamps kept for the axis of a chart
 SMALLEST_BLAME = 0.1  # share of the score below which a channel is not named
 
 
@@ -162,7 +164,11 @@ def _one(
     flags = scores > model.threshold_
     events = alarm.events(flags, scores)
     blame = np.maximum(model.explain(X), 0.0) if explain and events else None
-    usual = np.nanquantile(X, [0.05, 0.95], axis=0) if blame is not None and not np.isnan(X).all() else None
+    usual = None
+    if blame is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a channel without any value
+            usual = np.nanquantile(X, [0.05, 0.95], axis=0)
     p_values = conformal_p_value(model.reference_scores_, np.array([e.score for e in events])) if events else []
     spread = max(float(np.std(model.reference_scores_)), 1e-12)
     ranked = []
@@ -191,7 +197,7 @@ def _one(
                 ),
             )
         )
-    labels = [frame.when(0), frame.when(len(frame) - 1)]
+    labels = [frame.when(int(i)) for i in np.linspace(0, len(frame) - 1, min(len(frame), LABELS))]
     scored = ScoredSeries(
         frame.name, labels, X, frame.channels, scores, flags, float(model.threshold_), list(frame.notes)
     )
