@@ -119,6 +119,33 @@ def test_huber_sets_outliers_aside_and_the_answer_scales_with_y():
     assert scaled.coef_ == pytest.approx(1e5 * model.coef_, rel=1e-6)
 
 
+@pytest.mark.parametrize("loss", ["squared", "huber"])
+@pytest.mark.parametrize("penalty", ["l1", "scad", "mcp"])
+def test_intercept_is_free_and_strength_does_not_grow_with_rows_or_units(penalty, loss):
+    X, y = _data()
+    common = {"alpha": 0.3, "penalty": penalty, "loss": loss, "tol": 1e-8}
+    base = SparseRegression(**common).fit(X, y)
+    shifted = SparseRegression(**common).fit(X + 7.0, y + 1e4)
+    assert shifted.coef_ == pytest.approx(base.coef_, abs=1e-4)
+    twice = SparseRegression(**common).fit(np.r_[X, X], np.r_[y, y])
+    assert twice.coef_ == pytest.approx(base.coef_, abs=1e-4)
+    units = np.geomspace(1e-3, 1e3, 30)
+    scaled = SparseRegression(**common).fit(X * units, y)
+    assert scaled.coef_ * units == pytest.approx(base.coef_, abs=1e-4)
+
+
+def test_start_at_the_least_norm_fit_is_a_trap():
+    # with more columns than rows, equations solved exactly by effects beyond a * alpha are stationary: start at 0
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(10, 12))
+    b = 50.0 * np.sign(rng.normal(size=12))
+    problem = SparseProblem(X, X @ b, "squared", "scad", 3.7, 2.0, 0)
+    stuck, steps, done = solve(problem, 0.5, b, tol=1e-8)
+    assert done and steps <= 3 and stuck == pytest.approx(b)
+    path = SparseRegression(alpha=0.5).fit(X, X @ b)
+    assert not np.allclose(path.coef_, b)
+
+
 def test_errors_say_what_is_allowed():
     with pytest.raises(ParameterError, match="penalty"):
         SparseRegression(penalty="ridge").fit(*_data())
