@@ -261,6 +261,43 @@ def test_channels_of_every_kind():
     assert read_series(table, channels=["temp"])[0].values.shape == (60, 1)
 
 
+def test_missing_values_are_counted():
+    table = wide().with_columns(pl.when(pl.col("load") < 6).then(None).otherwise(pl.col("load")).alias("load"))
+    (s,) = read_series(table)
+    assert said(s, "6 missing values of 120 (5.0%), most in 'load'; left as NaN")
+
+
+def test_channels_of_another_series_are_asked_for():
+    (s,) = read_series(wide(extra=np.ones(60)))
+    other = s.select(["temp", "lod", "load"])
+    np.testing.assert_array_equal(other.values[:, [0, 2]], s.values[:, [1, 0]])
+    assert np.isnan(other.values[:, 1]).all() and other.channels == ["temp", "lod", "load"]
+    assert said(other, "taken as missing throughout: 'lod' (did you mean 'load'?)")
+    assert said(other, "not asked for, left out: 'extra'") and not said(s, "not asked for")
+    with pytest.raises(DataError, match="none of the channels"):
+        s.select(["a", "b"])
+
+
+def test_a_pandas_index_of_dates_is_the_time():
+    pd = pytest.importorskip("pandas")
+    x = np.arange(30.0)
+    for index in (
+        pd.date_range("2024-01-01", periods=30, freq="h"),
+        pd.date_range("2024-01-01", periods=30, freq="h", tz="Europe/Paris"),
+        pd.period_range("2024-01-01", periods=30, freq="h"),
+    ):
+        for source in (pd.Series(x, index=index), pd.DataFrame({"value": x}, index=index)):
+            (s,) = read_series(source)
+            assert (s.time_column, s.channels, s.step, len(s)) == ("time", ["value"], 3600e6, 30)
+            assert find_time_column(source).steady
+    both = pd.MultiIndex.from_product(
+        [["a", "b"], pd.date_range("2024-01-01", periods=15, freq="h")], names=["host", None]
+    )
+    assert [s.name for s in read_series(pd.DataFrame({"x": x}, index=both))] == ["a", "b"]
+    plain = pd.DataFrame({"ts": minutes(30), "x": x}, index=range(5, 35))
+    assert read_series(plain)[0].channels == ["x"]
+
+
 @pytest.mark.parametrize("n", [1, 2])
 def test_one_and_two_points(n):
     (s,) = read_series(wide(n))

@@ -8,7 +8,7 @@ and what was done. What cannot be decided is a ``DataError`` that names the argu
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,15 +20,15 @@ from skerry.data.series_clock import (
     Duplicates,
     Order,
     count_words,
-    duration_words,
     order_rows,
     set_grid,
     snap,
     unique_stamps,
 )
 from skerry.data.series_columns import choose_time, find_key, pick_channels
+from skerry.data.series_frame import SeriesFrame
 from skerry.data.stamps import MISSING_STAMP, StampFormat, localise
-from skerry.data.tables import open_table
+from skerry.data.tables import Table, open_table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -37,75 +37,6 @@ __all__ = ["SeriesFrame", "TimeColumn", "find_time_column", "read_series"]
 
 ROW = "\x00row"  # the column of row numbers; no name begins with a null character
 UNITS = {"us": 1.0, "ms": 1e3, "s": 1e6, "min": 60e6, "h": 3_600e6, "d": 86_400e6}
-
-
-@dataclass(eq=False)
-class SeriesFrame:
-    """One series of T steps and c channels.
-
-    Attributes
-    ----------
-    name : str
-        The key's values, or the table's name; ``#2`` and so on where a long gap cut the series.
-    time : ndarray of shape (T,), datetime64[us] or float64
-        Not decreasing. UTC where the table or ``time_zone`` tells the zone, else the clock of the file.
-    values : ndarray of shape (T, c), float64
-        NaN where nothing was measured.
-    channels : list of str
-    rows : ndarray of shape (T,), int64
-        The row of the file (the first, where several were joined), -1 for a step that was filled in.
-    time_column : str
-        "" where rows are steps.
-    step : float
-        The typical step, in microseconds or in the units of plain numbers.
-    regular : bool
-        Whether all steps are that long.
-    time_zone : str or None
-        The zone to show the time in; None where it is not known.
-    notes : list of str
-        What was found and done, in words.
-    """
-
-    name: str
-    time: NDArray
-    values: NDArray[np.float64]
-    channels: list[str]
-    rows: NDArray[np.int64]
-    time_column: str = ""
-    step: float = 1.0
-    regular: bool = True
-    time_zone: str | None = None
-    notes: list[str] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return self.values.shape[0]
-
-    def __repr__(self) -> str:
-        pace = duration_words(self.step, self.time.dtype.kind == "M")
-        return f"<SeriesFrame {self.name!r}: {len(self):,} steps of {pace} x {len(self.channels)} channels>"
-
-    def when(self, step: int) -> str:
-        """Return the stamp of a step in words, in ``time_zone`` where it is known."""
-        value = self.time[step]
-        if self.time.dtype.kind != "M":
-            return f"{value:g}"
-        moment = value.astype("datetime64[us]").item()
-        if isinstance(moment, int):  # beyond the year 9999
-            return str(value)
-        if self.time_zone not in (None, "UTC"):
-            import datetime as dt
-            import zoneinfo
-
-            moment = moment.replace(tzinfo=dt.UTC).astimezone(zoneinfo.ZoneInfo(self.time_zone)).replace(tzinfo=None)
-        text = moment.isoformat(sep=" ", timespec="milliseconds" if moment.microsecond else "seconds")
-        return text + " UTC" if self.time_zone == "UTC" else text
-
-    def to_polars(self) -> pl.DataFrame:
-        """Return a frame of the time column and the channels."""
-        import polars as pl
-
-        columns = {self.time_column or "step": self.time}
-        return pl.DataFrame(columns | dict(zip(self.channels, self.values.T, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -147,7 +78,7 @@ def find_time_column(source: Any) -> TimeColumn | None:
     """
     import polars as pl
 
-    frame = next(open_table(source).batches(), None)
+    frame = next(_open(source).batches(), None)
     if frame is None or frame.height < 3:
         return None
     try:
@@ -183,7 +114,7 @@ def read_series(
     Parameters
     ----------
     source : path, frame, array or Table
-        Whatever ``open_table`` takes; also an array of shape (T,).
+        Whatever ``open_table`` takes; also an array of shape (T,). A pandas index of dates is a column too.
     time : str or False, optional
         The time column; by default it is found. False: there is none, rows are steps.
     by : str or list of str, optional
@@ -235,9 +166,7 @@ def read_series(
     import polars as pl
 
     _check_options(order, duplicates, max_gap)
-    if isinstance(source, np.ndarray) and source.ndim == 1:
-        source = source[:, None]
-    table = open_table(source)
+    table = _open(source)
     frame = table.read().with_row_index(ROW).with_columns(pl.col(ROW).cast(pl.Int64))
     notes = list(table.notes)
     form: StampFormat | None = None
@@ -288,6 +217,22 @@ def read_series(
     if not out:
         raise DataError(f"{table.name}: no row with a readable stamp")
     return out
+
+
+def _open(source: Any) -> Table:
+    """Open a table; a pandas index of dates becomes a column, an array of shape (T,) a table of one."""
+    if isinstance(source, np.ndarray) and source.ndim == 1:
+        source = source[:, None]
+    if hasattr(source, "iloc"):
+        if source.ndim == 1:
+            source = source.to_frame("value" if source.name is None else source.name)
+        levels = [source.index.get_level_values(i) for i in range(source.index.nlevels)]
+        if any(hasattr(level, "tz") or hasattr(level, "to_timestamp") for level in levels):
+            if hasattr(source.index, "to_timestamp"):
+                source = source.set_axis(source.index.to_timestamp(), axis=0)
+            named = ["time" if name is None else name for name in source.index.names]
+            source = source.rename_axis(index=named).reset_index()
+    return open_table(source)
 
 
 def _check_options(order: str, duplicates: str, max_gap: int) -> None:
@@ -391,6 +336,13 @@ class _Reader:
         regular: bool,
     ) -> SeriesFrame:
         clock, values = part
+        missing = np.isnan(values[clock.rows >= 0])
+        if missing.any():
+            worst = int(missing.sum(axis=0).argmax())
+            clock.notes.append(
+                f"{count_words(int(missing.sum()), 'missing value')} of {missing.size:,} ({missing.mean():.1%}), "
+                f"most in {columns[worst]!r}; left as NaN"
+            )
         low = np.where(np.isnan(values), np.inf, values).min(axis=0)
         high = np.where(np.isnan(values), -np.inf, values).max(axis=0)
         for kind, flat in (("without any value", low > high), ("constant", (low == high) & (len(values) > 1))):
