@@ -34,6 +34,7 @@ _MUON: Triple = (3.4445, -4.7750, 2.0315)
 _STARTS: tuple[Triple, ...] = (_MUON, (3.0, -4.0, 1.8), (2.9, -3.1, 1.2), (2.5, -2.5, 1.0), (2.0, -1.5, 0.5))
 _BOUND = 1.5
 _POWERS = (2, 6, 20, 60)  # of the residuals, towards the largest alone
+_POINTS = 1024  # singular values, or quantiles of them, that a fit looks at
 _LARGE = 1024  # shorter sides beyond this take the limit law in place of decompositions
 _memory: dict[str, Triple] = {}
 
@@ -55,7 +56,7 @@ class Error(NamedTuple):
 
 
 def spectrum(
-    m: int, n: int, samples: int = 16, seed: int = 0, momenta: Sequence[ArrayLike] | ArrayLike | None = None
+    m: int, n: int, samples: int | None = None, seed: int = 0, momenta: Sequence[ArrayLike] | ArrayLike | None = None
 ) -> Float:
     """Return singular values of Gaussian m x n matrices divided by their Frobenius norm.
 
@@ -63,8 +64,9 @@ def spectrum(
     ----------
     m, n : int
         In any order. If the shorter side is above 1,024, the values are quantiles of the Marchenko-Pastur law.
-    samples : int, default 16
-        Matrices to draw; with ``momenta``, three for each of them instead.
+    samples : int, optional
+        Matrices to draw; by default 16, or as many fewer as still give 1,024 values, but 2 at least. With ``momenta``,
+        three for each of them instead.
     seed : int, default 0
     momenta : sequence of array of shape (m, n), optional
         Real matrices, whose singular values are added: one part real, three parts random.
@@ -86,6 +88,8 @@ def spectrum(
     ((16,), True)
     """
     rows, cols = min(m, n), max(m, n)
+    if samples is None:
+        samples = max(2, min(16, 1024 // max(1, rows)))
     if rows < 1 or samples < 1:
         raise ParameterError(f"m, n, samples are {m}, {n}, {samples}: give 1 or more")
     real = [np.asarray(g, np.float64) for g in momenta] if momenta is not None else []
@@ -106,7 +110,7 @@ def fit(
     n: int,
     steps: int = 5,
     objective: str = "mse",
-    samples: int = 16,
+    samples: int | None = None,
     seed: int = 0,
     momenta: Sequence[ArrayLike] | ArrayLike | None = None,
     cache: str | Path | None = "auto",
@@ -148,7 +152,7 @@ def fit(
         raise ParameterError(f"steps is {steps}: give 1 or more")
     if momenta is not None:
         return _solve(spectrum(m, n, samples, seed, momenta), steps, objective)
-    key = f"{min(m, n)}x{max(m, n)}, {steps} steps, {objective}, {samples} samples, seed {seed}"
+    key = f"{min(m, n)}x{max(m, n)}, {steps} steps, {objective}, {samples or 'usual'} samples, seed {seed}"
     path = _cache_file(cache)
     found = _memory.get(key) or _load(path).get(key)
     if found is None:
@@ -163,7 +167,7 @@ def fit(
 
 
 def error(
-    m: int, n: int, coefficients: Triple, steps: int = 5, samples: int = 16, seed: int = 1,
+    m: int, n: int, coefficients: Triple, steps: int = 5, samples: int | None = None, seed: int = 1,
     momenta: Sequence[ArrayLike] | ArrayLike | None = None,
 ) -> Error:  # fmt: skip
     """Return the error of a triple on m x n matrices, by default others than those that :func:`fit` saw.
@@ -227,6 +231,8 @@ def _slopes(t: Float, s: Float, steps: int) -> Float:
 
 
 def _solve(s: Float, steps: int, objective: str) -> Triple:
+    if len(s) > _POINTS:
+        s = np.quantile(s, np.linspace(0, 1, _POINTS))
     grid = np.concatenate([np.linspace(0, 1, 2001), np.geomspace(1e-8, 1, 500)])
     best, least = _MUON, _loss(np.array(_MUON), s, steps, objective)
     for start in _STARTS:
