@@ -1,16 +1,17 @@
-"""Compressed files from others are not trusted: a bomb is stopped, a truncated file is named."""
+"""Compressed files and pipes are not trusted: a bomb is stopped, a truncated file is named, a full disk is told."""
 
 from __future__ import annotations
 
 import gzip
 import io
+import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 from skerry.core.errors import DataError
 
-__all__ = ["GuardedGzip", "most_unpacked"]
+__all__ = ["GuardedGzip", "copy_to_spool", "most_unpacked"]
 
 MAX_UNPACKED = 32 << 30  # bytes that a compressed file may grow to
 MAX_RATIO = 200  # of unpacked to packed bytes, beyond FREE_BYTES; honest tables stay far below
@@ -24,6 +25,33 @@ def most_unpacked(packed: int) -> int:
     (True, True)
     """
     return min(MAX_UNPACKED, max(FREE_BYTES, packed * MAX_RATIO))
+
+
+def copy_to_spool(stream: Any, handle: int, name: str) -> int:
+    """Copy at most a little more than MAX_UNPACKED bytes to an open temporary file, close it, return how many.
+
+    Raises
+    ------
+    DataError
+        If the stream cannot be read or the folder for temporary files is full; ``name`` is the stream's.
+    """
+    size = 0
+    try:
+        with open(handle, "wb", buffering=0) as file:
+            while size <= MAX_UNPACKED:
+                try:
+                    data = memoryview(stream.read(1 << 20))
+                except OSError as error:
+                    raise DataError(f"{name}: cannot be read ({error.strerror or error})") from None
+                if not data:
+                    break
+                size += len(data)
+                while data:  # a disk that fills up takes a part before it objects
+                    data = data[file.write(data) :]
+    except OSError as error:
+        told = f"cannot be kept in the folder for temporary files, {tempfile.gettempdir()}"
+        raise DataError(f"{name}: {told} ({error.strerror or error}); set TMPDIR to a larger one") from None
+    return size
 
 
 class GuardedGzip(io.RawIOBase):

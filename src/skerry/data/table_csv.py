@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skerry.core.errors import DataError
-from skerry.data.packed import MAX_UNPACKED
+from skerry.data.packed import MAX_UNPACKED, copy_to_spool
 from skerry.data.table import Table, first_line
 from skerry.data.table_csv_head import CsvHead, read_head
 
@@ -32,7 +32,7 @@ def spooled_csv(stream: Any, separator: str | None, name: str) -> Table:
     handle, spool = tempfile.mkstemp(suffix=".csv")
     path = Path(spool)
     try:
-        size = _copy(stream, handle, name)
+        size = copy_to_spool(stream, handle, name)
         if size > MAX_UNPACKED:
             raise DataError(f"{name}: more than {MAX_UNPACKED >> 30} GiB came; give a plain file instead")
         if size == 0:
@@ -43,27 +43,6 @@ def spooled_csv(stream: Any, separator: str | None, name: str) -> Table:
         raise
     weakref.finalize(table, path.unlink, missing_ok=True)
     return table
-
-
-def _copy(stream: Any, handle: int, name: str) -> int:
-    """Copy at most a little more than MAX_UNPACKED bytes to an open file; return how many."""
-    size = 0
-    try:
-        with open(handle, "wb", buffering=0) as file:
-            while size <= MAX_UNPACKED:
-                try:
-                    data = memoryview(stream.read(1 << 20))
-                except OSError as error:
-                    raise DataError(f"{name}: cannot be read ({error.strerror or error})") from None
-                if not data:
-                    break
-                size += len(data)
-                while data:  # a disk that fills up takes a part before it objects
-                    data = data[file.write(data) :]
-    except OSError as error:
-        told = f"cannot be kept in the folder for temporary files, {tempfile.gettempdir()}"
-        raise DataError(f"{name}: {told} ({error.strerror or error}); set TMPDIR to a larger one") from None
-    return size
 
 
 def csv_table(path: Path, separator: str | None, name: str) -> Table:

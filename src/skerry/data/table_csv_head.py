@@ -14,7 +14,7 @@ __all__ = ["CsvHead", "read_head"]
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 HEAD_BYTES = 1 << 20
-BLOCK = 1 << 22  # bytes; a row must fit in a block
+BLOCK = 1 << 20  # bytes; a row must fit in a block
 
 
 @dataclass

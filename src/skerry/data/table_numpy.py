@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import struct
+import tempfile
 import tokenize
 import zipfile
 import zlib
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skerry.core.errors import DataError
-from skerry.data.packed import most_unpacked
+from skerry.data.packed import copy_to_spool, most_unpacked
 from skerry.data.table import Table, first_line
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ def npz_table(path: Path) -> Table:
                 if math.prod(y_shape) != shape[0] or y_dtype.kind not in "fiubU":
                     raise DataError(f"{name}: X has {shape[0]} rows, y has shape {y_shape} and dtype {y_dtype}")
                 y = _npz_member(archive, held["y"]).ravel()
-            whole = _npz_member(archive, held["X"]) if fortran else None
+            whole = _by_columns(archive, held["X"], name) if fortran else None
     except DataError:
         raise
     except _DAMAGE as error:
@@ -135,6 +137,20 @@ def _header(file: Any, size: int, name: str) -> tuple[tuple[int, ...], bool, np.
 def _npz_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray:
     with archive.open(info) as member:
         return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def _by_columns(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> NDArray:
+    """Map a matrix that lies column by column from a temporary file: its rows are spread over the whole of it."""
+    handle, spool = tempfile.mkstemp(suffix=".npy")
+    try:
+        with archive.open(info) as member:
+            shape, _, dtype = _member_header(member)
+            copy_to_spool(member, handle, name)
+        if math.prod(shape) == 0:
+            return np.empty(shape, dtype)
+        return np.memmap(spool, mode="r", dtype=dtype, shape=shape, order="F")
+    finally:
+        os.unlink(spool)  # the map keeps what it needs
 
 
 def _check_array(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
