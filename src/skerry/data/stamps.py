@@ -26,7 +26,7 @@ PARSED_SHARE = 0.95  # of the values that must read as stamps
 SAMPLE = 5000  # values looked at to tell the format
 
 TIME_NAMES = frozenset(
-    "time timestamp timestamps ts t date datetime dt epoch unix unixtime stamp when clock day hour seconds sec "
+    "time timestamp timestamps ts t date datetime dt epoch unix unixtime stamp when clock year day hour seconds sec "
     "timeutc utctime utc timesec timems times".split()
 )
 _OFFSET = "%+"  # ISO 8601 with an offset from UTC
