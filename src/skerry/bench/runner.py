@@ -30,6 +30,7 @@ STUDIES: dict[str, str] = {
     "tabular": "accuracy of the default and of every detector beside PyOD",
     "tabular-stream": "tables larger than memory, beside the bare time of reading them",
     "tabular-speed": "seconds and memory beside PyOD, scikit-learn and faiss",
+    "tint-noise": "noise in chains of thought: static against dynamic, and the filters for it",
 }
 _PACKAGES = (
     "numpy",
