@@ -374,11 +374,11 @@ def _map(X: NDArray, rows: NDArray, s: NDArray, flagged: NDArray) -> dict[str, l
 
         wide = Z.shape[1] > Z.shape[0]  # then the products of rows are fewer than those of columns
         gram = Z @ Z.T if wide else Z.T @ Z
-        _, vectors = eigh(gram, subset_by_index=[len(gram) - 2, len(gram) - 1])
-        vectors = (Z.T @ vectors if wide else vectors)[:, ::-1]
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=0), np.finfo(float).tiny)
-        vectors *= np.where(vectors[np.abs(vectors).argmax(axis=0), [0, 1]] < 0, -1.0, 1.0)
-        xy = Z @ vectors
+        values, vectors = eigh(gram, subset_by_index=[len(gram) - 2, len(gram) - 1])
+        values, vectors = values[::-1], vectors[:, ::-1]
+        xy = vectors * np.sqrt(np.maximum(values, 0.0)) if wide else Z @ vectors
+        weights = Z.T @ vectors if wide else vectors
+        xy *= np.where(weights[np.abs(weights).argmax(axis=0), [0, 1]] < 0, -1.0, 1.0)
     return {
         "x": np.round(xy[:, 0], 4).tolist(),
         "y": np.round(xy[:, 1], 4).tolist(),
