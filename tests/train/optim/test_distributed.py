@@ -24,15 +24,18 @@ torch.set_num_threads(1)
 if world > 1:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
 result = {}
-for name in ("Muon", "ROOT", "ROOT refreshed"):
+for name in ("Muon", "Muon distributed", "ROOT", "ROOT refreshed", "ROOT distributed"):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8), nn.Linear(8, 11))
+    model = nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8), nn.Linear(8, 8))
+    model.append(nn.Linear(8, 11))
     matrices, rest = split_params(model)
-    if name == "Muon":
-        optimizer = Muon(matrices, adamw_params=rest, lr=0.02)
+    distribute = "distributed" in name
+    if "Muon" in name:
+        optimizer = Muon(matrices, adamw_params=rest, lr=0.02, distribute=distribute)
     else:
         refresh = 2 if name == "ROOT refreshed" else None
-        optimizer = ROOT(matrices, adamw_params=rest, lr=0.02, refresh_every=refresh, cache=f"{folder}/fits.json")
+        more = {"refresh_every": refresh, "cache": f"{folder}/fits.json", "distribute": distribute}
+        optimizer = ROOT(matrices, adamw_params=rest, lr=0.02, **more)
     net = DistributedDataParallel(model) if world > 1 else model
     for k in range(5):
         tokens = torch.randint(11, (16,), generator=torch.Generator().manual_seed(k))
@@ -64,3 +67,5 @@ def test_two_processes_equal_one(tmp_path):
     for name, weight in one.items():
         assert torch.equal(first[name], second[name]), name
         assert torch.allclose(first[name], weight, atol=1e-4), name
+        if "distributed" in name:  # the work was dealt out, the result is the same
+            assert torch.allclose(first[name], first[name.replace(" distributed", "")], atol=1e-5), name

@@ -56,6 +56,9 @@ class Muon(Optimizer):
         Also decay vectors and scalars.
     ns_dtype : torch.dtype, optional
         Type of the Newton-Schulz steps: by default bfloat16 on CUDA devices, else float32.
+    distribute : bool, default False
+        Under ``torch.distributed``, orthogonalize every matrix in one process only and send it to the others, in place
+        of all in every process. All processes must then have gradients of the same parameters, as under DDP.
 
     Raises
     ------
@@ -98,6 +101,7 @@ class Muon(Optimizer):
         eps: float = 1e-8,
         decay_1d: bool = False,
         ns_dtype: torch.dtype | None = None,
+        distribute: bool = False,
     ) -> None:
         groups = list(params) + _adamw_groups(adamw_params)
         if groups and any(isinstance(g, dict) for g in groups):
@@ -117,6 +121,7 @@ class Muon(Optimizer):
             "kind": "muon",
             "stacked": True,
             "ns_dtype": ns_dtype,
+            "distribute": distribute,
         }
         super().__init__(groups, defaults | self._more_defaults())
 
@@ -170,13 +175,33 @@ class Muon(Optimizer):
         self._accumulate(group, params)
         if group["weight_decay"]:
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        for members in self._stacks(group, params):
-            stack = self._suppress(group, members, self._directions(group, members))
-            dtype = compute_dtype(stack, group["ns_dtype"])
-            done = newton_schulz(stack, self._coefficients(group, stack), group["ns_steps"], dtype)
-            size = -group["lr"] * _scale(group["scale"], *stack.shape[-2:])
-            updates = [u.reshape(p.shape) for u, p in zip(done.split(_depths(members, group)), members, strict=True)]
-            torch._foreach_add_(members, updates, alpha=size)
+        rank, world = _processes(group)
+        dealt = sorted(params, key=lambda p: -p.numel()) if world > 1 else params  # so that shares cost alike
+        shares = [list(self._stacks(group, dealt[r::world])) for r in range(world)]
+        own: Iterable[Tensor] = (self._update(group, members) for members in shares[rank])
+        if world > 1:
+            own = list(own)  # before anyone waits for another
+        own = iter(own)
+        for r, share in enumerate(shares):
+            for members in share:
+                if r == rank:
+                    update = next(own)
+                else:
+                    like = _as_matrices(members[0], group)
+                    update = like.new_empty(sum(_depths(members, group)), *like.shape[-2:])
+                if world > 1:
+                    torch.distributed.broadcast(update, r)
+                parts = update.split(_depths(members, group))
+                size = -group["lr"] * _scale(group["scale"], *update.shape[-2:])
+                torch._foreach_add_(
+                    members, [u.reshape(p.shape) for u, p in zip(parts, members, strict=True)], alpha=size
+                )
+
+    def _update(self, group: dict[str, Any], members: list[Tensor]) -> Tensor:
+        """Return the orthogonalized momenta of parameters of one shape as one stack."""
+        stack = self._suppress(group, members, self._directions(group, members))
+        dtype = compute_dtype(stack, group["ns_dtype"])
+        return newton_schulz(stack, self._coefficients(group, stack), group["ns_steps"], dtype).contiguous()
 
     def _directions(self, group: dict[str, Any], members: list[Tensor]) -> Tensor:
         """Return the momentum matrices (with Nesterov's look ahead) of parameters of one shape as one new stack."""
@@ -262,6 +287,14 @@ def _adamw_groups(params: Iterable[Tensor] | Iterable[dict[str, Any]] | None) ->
     if isinstance(found[0], dict):
         return [{**g, "kind": "adamw"} for g in found]
     return [{"params": found, "kind": "adamw"}]
+
+
+def _processes(group: dict[str, Any]) -> tuple[int, int]:
+    """Return this process's number, and among how many the matrices are dealt out."""
+    d = torch.distributed
+    if group["distribute"] and d.is_available() and d.is_initialized():
+        return d.get_rank(), d.get_world_size()
+    return 0, 1
 
 
 def _as_matrices(p: Tensor, group: dict[str, Any]) -> Tensor:

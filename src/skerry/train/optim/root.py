@@ -61,7 +61,8 @@ class ROOT(Muon):
     cache : path or None, default "auto"
         Where fits are kept; ``None`` keeps them in memory only.
     **muon
-        ``nesterov``, ``ns_steps``, ``scale``, ``vectors``, ``betas``, ``eps``, ``decay_1d``, ``ns_dtype`` as for Muon.
+        ``nesterov``, ``ns_steps``, ``scale``, ``vectors``, ``betas``, ``eps``, ``decay_1d``, ``ns_dtype``,
+        ``distribute`` as for Muon.
 
     Attributes
     ----------
