@@ -38,11 +38,10 @@ def plan_column(s: pl.Series) -> dict[str, Any]:
     import polars as pl
 
     n, kind = len(s), s.dtype
-    if kind.is_nested() or kind in (pl.Binary, pl.Object, pl.Null):
+    if not (kind.is_numeric() or kind.is_temporal() or kind in (pl.String, pl.Categorical, pl.Enum, pl.Boolean)):
         missing = s.null_count()
         label = "all missing" if missing == n else "nested"
         return drop(label, missing, 1, "" if missing == n else f"values of type {kind} are not looked into")
-    note = ""
     if kind == pl.Categorical or kind == pl.Enum:
         s = s.cast(pl.String)
     if s.dtype == pl.String:
@@ -74,7 +73,7 @@ def plan_column(s: pl.Series) -> dict[str, Any]:
         if kind == pl.Time:
             return _numeric(s.cast(pl.Int64) / 3.6e12, "hours of the day")
         return _date(s.cast(pl.Datetime("us")), "")
-    return _numeric(s, note)
+    return _numeric(s, "")
 
 
 def counts_rows(s: pl.Series, positions: NDArray[np.int64] | None) -> bool:
