@@ -2,8 +2,12 @@
 
 import pickle
 
+import numba
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from skerry.kernels.mean_shift import MeanShifter
 from skerry.kernels.neighbours import NeighbourIndex, distinct_rows, multiplicities
@@ -19,10 +23,13 @@ def tables():
     yield "huge", rng.normal(size=(700, 5)) * np.array([1e100, 1, 1e-100, 1, 1])
     yield "offset", 1e8 + rng.normal(size=(600, 6))
     yield "one", np.array([[2.0, 3.0]])
+    yield "flat", np.c_[rng.normal(size=(1100, 3)) @ rng.normal(size=(3, 40)), np.full(1100, 7.0)]
+    yield "stray", np.r_[rng.normal(size=(900, 4)), [[1e100, 0, 0, 0], [0, -1e40, 0, 1e-300]]]
+    yield "tiny", rng.normal(size=(600, 3)) * 1e-150
 
 
 @pytest.mark.parametrize("X", [pytest.param(X, id=name) for name, X in tables()])
-@pytest.mark.parametrize("algorithm", ["auto", "tree", "boxes"])
+@pytest.mark.parametrize("algorithm", ["auto", "tree", "tiles"])
 def test_equals_naive(X, algorithm):
     rows, counts, inverse = distinct_rows(X)
     assert len(rows) == len(np.unique(X, axis=0)) and counts.sum() == len(X)
@@ -36,6 +43,58 @@ def test_equals_naive(X, algorithm):
     np.testing.assert_allclose(distances, np.sqrt(((Q[:, None] - rows[numbers]) ** 2).sum(-1)), rtol=1e-12)
     one = np.r_[[index.query(q[None], 7)[0][0] for q in Q]]
     np.testing.assert_array_equal(one, distances)
+
+
+def in_order(X, k):
+    """The k nearest rows by float64 distance, then number."""
+    D = ((X[:, None] - X[None]) ** 2).sum(-1)
+    near = np.lexsort((np.broadcast_to(np.arange(len(X)), D.shape), D))[:, :k]
+    return np.sqrt(np.take_along_axis(D, near, 1)), near
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.integers(1, 40).flatmap(
+        lambda n: st.integers(1, 10).flatmap(
+            lambda d: arrays(np.float64, (n, d), elements=st.sampled_from([0.0, 1.0, 3.0, -2.0, 0.5, 1e100, 1e-100]))
+        )
+    ),
+    st.integers(1, 9),
+)
+def test_ties_go_to_the_first_row(X, k):
+    rows, _, _ = distinct_rows(X)
+    want_d, want_i = in_order(rows, min(k, len(rows)))
+    for distances, numbers in (NeighbourIndex(rows).query_self(k), NeighbourIndex(rows).query(rows, k)):
+        np.testing.assert_allclose(distances, want_d, rtol=1e-12)
+        if np.abs(rows).max() <= 3.0:  # sums without rounding: ties are ties
+            np.testing.assert_array_equal(numbers, want_i)
+
+
+@pytest.mark.parametrize("X", [pytest.param(X, id=name) for name, X in tables()])
+def test_a_table_among_its_own_rows_is_the_same_query_on_any_number_of_threads(X):
+    rows, _, _ = distinct_rows(X)
+    index = NeighbourIndex(rows, "tiles")
+    distances, numbers = index.query_self(5)
+    before = numba.get_num_threads()
+    try:
+        for threads in {1, before}:
+            numba.set_num_threads(threads)
+            for again in (index.query_self(5), index.query(rows, 5)):
+                np.testing.assert_array_equal(again[0], distances)
+                np.testing.assert_array_equal(again[1], numbers)
+    finally:
+        numba.set_num_threads(before)
+
+
+def test_many_blocks_and_a_grid_full_of_ties():
+    X = np.random.default_rng(5).integers(0, 9, (9000, 5)) * 1.0
+    rows, _, _ = distinct_rows(X)
+    distances, numbers = NeighbourIndex(rows, "tiles").query_self(8)
+    for i in range(0, len(rows), 400):
+        square = ((rows - rows[i]) ** 2).sum(1)
+        want = np.lexsort((np.arange(len(rows)), square))[:8]
+        np.testing.assert_array_equal(numbers[i], want)
+        np.testing.assert_allclose(distances[i], np.sqrt(square[want]))
 
 
 def test_multiplicities_drop_the_row_itself_once():

@@ -1,7 +1,6 @@
 """k nearest neighbours: a row is as anomalous as its neighbours are far (Ramaswamy, Rastogi and Shim, 2000).
 
-The mean and median forms are those of Angiulli and Pizzuti (2002). Scores are Euclidean distances in the
-units of
+The mean and median forms are those of Angiulli and Pizzuti (2002). Scores are Euclidean distances in the units of
 the table, so columns should share a scale.
 """
 
@@ -13,15 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from skerry.core.detector import Detector
-from skerry.kernels.neighbours import NeighbourIndex, distinct_rows, multiplicities
+from skerry.detect.tabular.neighbour_detector import NeighbourDetector
+from skerry.kernels.neighbours import multiplicities
 
 __all__ = ["KNN"]
 
-BLOCK = 16_384  # rows scored at once: bounds the neighbour lists held in memory
 
-
-class KNN(Detector):
+class KNN(NeighbourDetector):
     """Distance to the k-th neighbour, or the mean or median distance to the k nearest.
 
     Parameters
@@ -34,10 +31,12 @@ class KNN(Detector):
     Attributes
     ----------
     algorithm_ : str
-        How neighbours are found, "tree" or "boxes"; both are exact.
+        How neighbours are found, "tree" or "tiles"; both are exact.
     distinct_ : ndarray of shape (u, d), float64
     counts_ : ndarray of shape (u,), int64
         The distinct training rows and how often each occurs.
+    scores_ : ndarray of shape (u,), float64
+        Their scores.
 
     Notes
     -----
@@ -61,22 +60,13 @@ class KNN(Detector):
         self.method = method
         self.threshold = threshold
 
-    def _fit(self, X: NDArray) -> None:
-        self.distinct_, self.counts_, _ = distinct_rows(X)
-        self._build()
-
-    def _build(self) -> None:
-        self._index = NeighbourIndex(self.distinct_)
-        self.algorithm_ = self._index.algorithm_
-
-    def _neighbours(self, X: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-        """Distances, numbers and weights of the neighbours; weights say how each enters the score."""
-        distances, numbers = self._index.query(X, self.n_neighbors + 1)
+    def _weights(self, distances: NDArray, numbers: NDArray) -> NDArray[np.float64]:
+        """Return how much each neighbour's distance enters the score."""
         times = multiplicities(distances, self.counts_[numbers], self.n_neighbors)
         total = times.sum(axis=1)
         upto = np.cumsum(times, axis=1)
         weights = np.zeros(distances.shape)
-        row = np.arange(X.shape[0])
+        row = np.arange(distances.shape[0])
         if self.method == "mean":
             weights = times / np.maximum(total, 1)[:, None]
         elif self.method == "largest":
@@ -84,33 +74,28 @@ class KNN(Detector):
         else:
             for middle in ((total - 1) // 2, total // 2):
                 weights[row, np.argmax(upto > middle[:, None], axis=1)] += 0.5
-        return distances, numbers, weights
+        return weights
 
-    def _score(self, X: NDArray) -> NDArray[np.float64]:
-        out = np.empty(X.shape[0])
-        for at in range(0, X.shape[0], BLOCK):
-            distances, _, weights = self._neighbours(X[at : at + BLOCK])
-            out[at : at + BLOCK] = (distances * weights).sum(axis=1)
+    def _score_rows(self, distances: NDArray, numbers: NDArray) -> NDArray[np.float64]:
+        out = np.empty(distances.shape[0])
+        for part in self._blocks(out.size):
+            out[part] = self._score_lists(distances[part], numbers[part])
         return out
+
+    def _score_lists(self, distances: NDArray, numbers: NDArray) -> NDArray[np.float64]:
+        return (distances * self._weights(distances, numbers)).sum(axis=1)
 
     def _explain(self, X: NDArray) -> NDArray[np.float64]:
         """Split each neighbour's distance by squared coordinate difference; rows sum to the score."""
         out = np.zeros(X.shape)
-        for at in range(0, X.shape[0], BLOCK):
-            block = X[at : at + BLOCK].astype(np.float64)
-            distances, numbers, weights = self._neighbours(block)
+        for part in self._blocks(X.shape[0]):
+            block = X[part].astype(np.float64)
+            distances, numbers = self._lists(block)
+            weights = self._weights(distances, numbers)
             for c in range(distances.shape[1]):
                 apart = distances[:, c] > 0.0
                 ratio = (block[apart] - self.distinct_[numbers[apart, c]]) / distances[apart, c, None]
                 share = ratio**2
                 share /= share.sum(axis=1, keepdims=True)
-                out[at : at + BLOCK][apart] += share * (weights[:, c] * distances[:, c])[apart, None]
+                out[part][apart] += share * (weights[:, c] * distances[:, c])[apart, None]
         return out
-
-    def __getstate__(self):
-        return {k: v for k, v in super().__getstate__().items() if k != "_index"}
-
-    def __setstate__(self, state):
-        super().__setstate__(state)
-        if "distinct_" in state:
-            self._build()

@@ -11,15 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval
 
-from skerry.core.detector import Detector
-from skerry.kernels.neighbours import NeighbourIndex, distinct_rows
+from skerry.detect.tabular.neighbour_detector import NeighbourDetector
 
 __all__ = ["LOF"]
 
-BLOCK = 8192  # rows scored at once: bounds the neighbour lists held in memory
 
-
-class LOF(Detector):
+class LOF(NeighbourDetector):
     """Ratio of the neighbours' local density to the row's own.
 
     Parameters
@@ -31,8 +28,11 @@ class LOF(Detector):
     Attributes
     ----------
     algorithm_ : str
-        How neighbours are found, "tree" or "boxes"; both are exact.
+        How neighbours are found, "tree" or "tiles"; both are exact.
     distinct_ : ndarray of shape (u, d), float64
+    counts_ : ndarray of shape (u,), int64
+    scores_ : ndarray of shape (u,), float64
+        The distinct training rows, how often each occurs, and their scores.
     reach_, density_ : ndarray of shape (u,), float64
         Distance to the k-th neighbour and local reachability density (Definition 6) of each distinct row.
 
@@ -59,31 +59,23 @@ class LOF(Detector):
         self.n_neighbors = n_neighbors
         self.threshold = threshold
 
-    def _fit(self, X: NDArray) -> None:
-        self.distinct_, _, inverse = distinct_rows(X)
-        self._build()
-        n = self.distinct_.shape[0]
-        k = max(1, min(self.n_neighbors, n - 1))
-        distances, numbers = np.empty((n, k)), np.empty((n, k), dtype=np.int64)
-        for at in range(0, n, BLOCK):
-            part = slice(at, at + BLOCK)
-            distances[part], numbers[part] = self._neighbours(self.distinct_[part])
-        self.reach_ = distances[:, -1].copy()
+    def _score_rows(self, distances: NDArray, numbers: NDArray) -> NDArray[np.float64]:
+        n = distances.shape[0]
+        self.reach_, self.density_, out = np.empty(n), np.empty(n), np.empty(n)
+        for part in self._blocks(n):
+            self.reach_[part] = self._others(distances[part], numbers[part])[0][:, -1]
         usual = float(np.median(self.reach_))
         self.floor_ = 1e-10 * usual if usual > 0.0 else 1e-10
-        self.density_ = self._density(distances, numbers)
-        ratio = self.density_[numbers].mean(axis=1) / self.density_
-        self._fit_scores = ratio[inverse]
+        for part in self._blocks(n):
+            self.density_[part] = self._density(*self._others(distances[part], numbers[part]))
+        for part in self._blocks(n):
+            _, near = self._others(distances[part], numbers[part])
+            out[part] = self.density_[near].mean(axis=1) / self.density_[part]
+        return out
 
-    def _build(self) -> None:
-        self._index = NeighbourIndex(self.distinct_)
-        self.algorithm_ = self._index.algorithm_
-
-    def _neighbours(self, X: NDArray) -> tuple[NDArray, NDArray]:
+    def _others(self, distances: NDArray, numbers: NDArray) -> tuple[NDArray, NDArray]:
         """Distances and numbers of the k nearest distinct rows other than the row itself."""
-        n = self.distinct_.shape[0]
-        distances, numbers = self._index.query(X, self.n_neighbors + 1)
-        width = min(self.n_neighbors, n - 1)
+        width = min(self.n_neighbors, self.distinct_.shape[0] - 1)
         if width == 0:  # a single distinct row is its own only neighbour
             return distances, numbers
         first = (distances[:, 0] == 0.0).astype(np.int64)
@@ -94,37 +86,21 @@ class LOF(Detector):
         mean_reach = np.maximum(distances, self.reach_[numbers]).mean(axis=1)
         return 1.0 / np.maximum(mean_reach, self.floor_)
 
-    def _score(self, X: NDArray) -> NDArray[np.float64]:
-        out = np.empty(X.shape[0])
-        for at in range(0, X.shape[0], BLOCK):
-            distances, numbers = self._neighbours(X[at : at + BLOCK])
-            own = self._density(distances, numbers)
-            out[at : at + BLOCK] = self.density_[numbers].mean(axis=1) / own
-        return out
-
-    def _score_training(self, X: NDArray, rows: NDArray) -> NDArray[np.float64]:
-        """The neighbour lists of fit already gave the scores; they are handed over once and not kept."""
-        return self.__dict__.pop("_fit_scores")[rows]
+    def _score_lists(self, distances: NDArray, numbers: NDArray) -> NDArray[np.float64]:
+        distances, numbers = self._others(distances, numbers)
+        return self.density_[numbers].mean(axis=1) / self._density(distances, numbers)
 
     def _explain(self, X: NDArray) -> NDArray[np.float64]:
         """Split the score by squared coordinate difference to the neighbours; rows sum to the score."""
         out = np.empty(X.shape)
         scores = self._score(X)
-        for at in range(0, X.shape[0], BLOCK):
-            block = X[at : at + BLOCK].astype(np.float64)
-            _, numbers = self._neighbours(block)
+        for part in self._blocks(X.shape[0]):
+            block = X[part].astype(np.float64)
+            _, numbers = self._others(*self._lists(block))
             squares = np.zeros(block.shape)
             for c in range(numbers.shape[1]):
                 squares += (block - self.distinct_[numbers[:, c]]) ** 2
             total = squares.sum(axis=1, keepdims=True)
             share = np.where(total > 0.0, squares / np.where(total > 0.0, total, 1.0), 1.0 / X.shape[1])
-            out[at : at + BLOCK] = share * scores[at : at + BLOCK, None]
+            out[part] = share * scores[part, None]
         return out
-
-    def __getstate__(self):
-        return {k: v for k, v in super().__getstate__().items() if k not in ("_index", "_fit_scores")}
-
-    def __setstate__(self, state):
-        super().__setstate__(state)
-        if "distinct_" in state:
-            self._build()
