@@ -61,9 +61,27 @@ def test_past_the_bound_values_share_codes_and_are_estimated(monkeypatch):
     first = stats.add(pl.Series(np.arange(900).astype(str)))
     codes = stats.add(pl.Series(np.arange(5_000).astype(str)))
     assert (codes[:900] == first).all()
-    assert codes.max() < 2_000
+    assert codes.max() < 2_000 + quality.SPARE
     assert len(stats.places) == 1_000
     assert stats.cardinality == pytest.approx(5_000, rel=0.01)
+
+
+def test_missing_symbols_keep_a_code_of_their_own_past_the_bound(monkeypatch):
+    monkeypatch.setattr(quality, "EXACT", 100)
+    stats = ColumnStats()
+    stats.add(pl.Series(np.arange(300).astype(str)))
+    stats.add(pl.Series(["", "{}", "5", None]))
+    assert stats.absent == 3
+    assert stats.coverage == pytest.approx(100 * 301 / 304)
+
+
+@pytest.mark.parametrize("values", [[1, 2, None, 1], [0.5, -0.0, None, 1e300], [True, False, None, True]])
+def test_numbers_are_read_as_their_text(values):
+    column = pl.Series(values)
+    typed, text = ColumnStats(), ColumnStats()
+    assert typed.add(column).tolist() == text.add(column.cast(pl.String)).tolist()
+    assert typed.places == text.places
+    assert typed.summary("c") == text.summary("c")
 
 
 def test_levels_are_numbers_or_places():

@@ -29,6 +29,7 @@ __all__ = [
     "TargetCounts",
     "all_pairs",
     "build_block",
+    "joined",
     "narrow",
     "read_frames",
     "score_columns",
@@ -75,6 +76,27 @@ def read_frames(X: Any, y: Any, target: str, rows: int, subsampling: int) -> Ite
             yield frame
     if labels is not None and start != len(labels):
         raise DataError(f"X has {start} rows, y has {len(labels)}")
+
+
+def joined(frames: Iterator[Any]) -> Iterator[Any]:
+    """Yield small frames of the same columns together (a batch costs something whatever its rows).
+
+    >>> import polars as pl
+    >>> [f.height for f in joined(iter([pl.DataFrame({"a": [1]}), pl.DataFrame({"a": [2, 3]})]))]
+    [3]
+    """
+    import polars as pl
+
+    held: list[Any] = []
+    cells = 0
+    for frame in frames:
+        if held and (frame.schema != held[0].schema or cells + frame.height * frame.width > CELLS):
+            yield pl.concat(held)
+            held, cells = [], 0
+        held.append(frame)
+        cells += frame.height * frame.width
+    if held:
+        yield pl.concat(held)
 
 
 def narrow(codes: NDArray[np.int32]) -> NDArray:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skerry.core.errors import DataError, nearest
-from skerry.rank.accumulate import Block, TargetCounts, build_block, narrow, read_frames
+from skerry.rank.accumulate import Block, TargetCounts, build_block, joined, narrow, read_frames
 from skerry.rank.anomalies import Watch
 from skerry.rank.crosses import CrossPlan, gamma_test
 from skerry.rank.formats import declared_numbers
@@ -75,7 +75,8 @@ class Fit:
     def run(self) -> None:
         """Read, score, and set the attributes of the ranker."""
         with self._timed("read and encode"):
-            for frame in read_frames(self.source, self.y, self.target, CHUNK, self.ranker.subsampling):
+            frames = read_frames(self.source, self.y, self.target, CHUNK, self.ranker.subsampling)
+            for frame in joined(frames):
                 self._add(frame)
         if self.rows == 0:
             raise DataError("the table has no rows")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["NOISE", "ColumnStats", "DistinctSketch", "character_entropy", "control_columns", "row_quality"]
 
 EXACT = 1 << 18
+SPARE = 1 << 10  # codes for missing symbols that are first seen later
 REGISTERS = 19  # bits of a hash that choose the register
 REPETITIONS = (0, 1, 10, 100, 1_000, 10_000, 100_000)
 CARDINALITIES = (2, 100, 2_000, 10_000, 50_000)
@@ -77,21 +78,22 @@ class ColumnStats:
         self.places: dict[str, int] = {}
         self.counts = np.zeros(1024, dtype=np.int64)
         self.numbers = np.full(1024, np.nan)
+        self.void = np.zeros(1024, dtype=bool)  # by code, whether it means "no value"
         self.rows = self.absent = self.bytes = self.numeric = 0
         self.sketch: DistinctSketch | None = None
 
     def add(self, column: pl.Series) -> NDArray[np.int32]:
         """Count a batch and return its codes: the order of first appearance over all batches.
 
-        Past 2^18 values a new one shares the code of its hash, 2^18 + hash mod 2^18, so memory stays bounded.
+        Past 2^18 values a new one shares the code of its hash, so memory stays bounded.
         """
         import polars as pl
 
-        text = column.cast(pl.String).fill_null("")
-        packed = text.to_arrow().dictionary_encode()
+        known = column.dtype.is_integer() or column.dtype.is_float()  # numbers: only the different ones are written out
+        packed = (column if known else column.cast(pl.String)).to_arrow().dictionary_encode(null_encoding="encode")
         local = packed.indices.to_numpy(zero_copy_only=False)
-        values = packed.dictionary.to_pylist()
-        series = pl.Series(values, dtype=pl.String)
+        series = pl.Series(pl.from_arrow(packed.dictionary)).cast(pl.String).fill_null("")
+        values = series.to_list()
         hashes = None
         if self.sketch is not None or len(self.places) + len(values) > EXACT:
             hashes = series.hash(seed=7).to_numpy()
@@ -100,30 +102,36 @@ class ColumnStats:
                 self.sketch.add(pl.Series(list(self.places), dtype=pl.String).hash(seed=7).to_numpy())
             self.sketch.add(hashes)
         places = self.places
-        lookup = np.empty(len(values), dtype=np.int32)
-        for i, value in enumerate(values):
-            code = places.get(value)
-            if code is None:
-                if len(places) < EXACT:
-                    code = places[value] = len(places)
-                else:
-                    code = EXACT + int(hashes[i] % EXACT)
-            lookup[i] = code
+        codes = list(map(places.get, values))
+        fresh = [i for i, code in enumerate(codes) if code is None]
+        for i in fresh:
+            if values[i] in places:  # a null and an empty text are one value
+                codes[i] = places[values[i]]
+            elif len(places) < EXACT or values[i] in self.missing:
+                codes[i] = places[values[i]] = len(places)
+            else:
+                codes[i] = EXACT + SPARE + int(hashes[i] % EXACT)
+        lookup = np.array(codes, dtype=np.int32)
         tally = np.bincount(local, minlength=len(values))
-        top = int(lookup.max(initial=0)) + 1
-        if top > self.counts.size:
-            more = max(top, 2 * self.counts.size) - self.counts.size
+        self._grow(int(lookup.max(initial=0)) + 1)
+        np.add.at(self.counts, lookup, tally)
+        if fresh:
+            at = lookup[fresh]
+            self.numbers[at] = series[fresh].cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy()
+            self.void[at] = [values[i] in self.missing for i in fresh]
+        void = self.void[lookup]
+        self.rows += column.len()
+        self.absent += int(tally[void].sum())
+        self.numeric += int(tally[~void & ~np.isnan(self.numbers[lookup])].sum())
+        self.bytes += int((series.str.len_bytes().to_numpy() * tally).sum()) if values else 0
+        return lookup[local]
+
+    def _grow(self, size: int) -> None:
+        more = max(size, 2 * self.counts.size) - self.counts.size
+        if size > self.counts.size:
             self.counts = np.concatenate([self.counts, np.zeros(more, dtype=np.int64)])
             self.numbers = np.concatenate([self.numbers, np.full(more, np.nan)])
-        np.add.at(self.counts, lookup, tally)
-        parsed = series.cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy()
-        self.numbers[lookup] = parsed
-        self.rows += column.len()
-        absent = np.fromiter((v in self.missing for v in values), dtype=bool, count=len(values))
-        self.absent += int(tally[absent].sum())
-        self.bytes += int((series.str.len_bytes().to_numpy() * tally).sum()) if values else 0
-        self.numeric += int(tally[~np.isnan(parsed) & ~absent].sum())
-        return lookup[local]
+            self.void = np.concatenate([self.void, np.zeros(more, dtype=bool)])
 
     @property
     def cardinality(self) -> int:
