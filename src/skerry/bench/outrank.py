@@ -118,7 +118,8 @@ def _recovery(
         f", the package's within {theirs['worst rank of f3, f25, f45, by seed'].replace(', ', '/')} in "
         f"{theirs['CPU s']:.1f} CPU s ({theirs['CPU s'] / ours['CPU s']:.1f} times, "
         f"{theirs['CPU s'] / ours['of them reading and ranking']:.1f} without our start); its estimator in "
-        f"Skerry gives its scores to {max(same):.1g} nats. The planted cross is number {'/'.join(map(str, crossed))} of {len(only):,}."
+        f"Skerry gives its scores to {max(same):.1g} nats. The planted cross is number "
+        f"{'/'.join(map(str, crossed))} of {len(only):,}."
     )
     return table, {"text": text, "problem": ""}
 
