@@ -15,6 +15,7 @@ from torch import nn
 
 from skerry.core.errors import ModelError, ParameterError
 from skerry.train.optim import Muon, newton_schulz, split_params
+from skerry.train.optim.orthogonalize import _by_gram, _gram_is_cheaper, _iterate
 
 
 def gaussian(*shape, seed=0, dtype=torch.float32):
@@ -52,6 +53,32 @@ def test_a_stack_equals_the_naive_twin(rows, cols, depth, seed, steps):
     got = newton_schulz(g, steps=steps)
     for one, x in zip(got, g, strict=True):
         assert np.allclose(one.numpy(), naive(x.numpy(), steps=steps), atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["Gaussian", "low rank", "rank one", "tiny"])
+@pytest.mark.parametrize("triple", [(3.4445, -4.7750, 2.0315), (2.52, -2.44, 0.92)])
+def test_the_way_over_the_gram_matrix_is_the_same_step(kind, triple):
+    g = gaussian(2, 24, 96)
+    if kind == "low rank":
+        g = gaussian(2, 24, 3, seed=1) @ gaussian(2, 3, 96, seed=2) + 1e-3 * g
+    elif kind == "rank one":
+        g = gaussian(2, 24, 1, seed=1) @ gaussian(2, 1, 96, seed=2)
+    elif kind == "tiny":
+        g = 1e-20 * g
+    wide = g / torch.linalg.vector_norm(g, dim=(-2, -1), keepdim=True)
+    assert _gram_is_cheaper(wide, triple[0], 5)
+    exact = _iterate(wide.double(), triple, 5)
+    assert (_by_gram(wide, triple, 5) - exact).norm() < 1e-3 * exact.norm()
+    assert torch.allclose(newton_schulz(g, triple), exact.float(), atol=1e-3)
+
+
+def test_the_gram_matrix_is_used_only_where_it_saves_and_is_safe():
+    assert not _gram_is_cheaper(gaussian(1, 64, 64), 3.4445, 5)
+    assert _gram_is_cheaper(gaussian(1, 64, 128), 3.4445, 5)
+    assert not _gram_is_cheaper(gaussian(1, 64, 256).bfloat16(), 3.4445, 5)
+    assert not _gram_is_cheaper(gaussian(1, 64, 256), 3.4445, 10)
+    assert _gram_is_cheaper(gaussian(1, 64, 256, dtype=torch.float64), 3.4445, 10)
+    assert not _gram_is_cheaper(gaussian(1, 64, 256), 3.4445, 1)
 
 
 def test_singular_values_and_vectors():

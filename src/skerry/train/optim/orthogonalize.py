@@ -25,7 +25,8 @@ def newton_schulz(
     """Return the orthogonalized matrices: same singular vectors, singular values near 1.
 
     Every matrix is divided by its Frobenius norm first, so its scale does not matter; a zero matrix stays zero. The
-    iteration runs on the wide orientation, where its products are smaller.
+    iteration runs on the wide orientation, where its products are smaller; if the matrix is wide enough, on the Gram
+    matrix alone, which saves half of the products at 1 to 4 and agrees to about 1e-4 in float32.
 
     Parameters
     ----------
@@ -65,12 +66,43 @@ def newton_schulz(
     # A tiny matrix still has a direction: only a zero norm is replaced, nothing is added to it.
     norm = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
     wide = (wide / norm).reshape(-1, *shape[-2:])
+    wide = (_by_gram if _gram_is_cheaper(wide, coefficients[0], steps) else _iterate)(wide, coefficients, steps)
+    wide = wide.reshape(shape)
+    return (wide.mT if x.shape[-2] > x.shape[-1] else wide).to(matrices.dtype)
+
+
+def _iterate(wide: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
     a, b, c = coefficients
     for _ in range(steps):
         gram = torch.bmm(wide, wide.mT)
         wide = torch.baddbmm(wide, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
-    wide = wide.reshape(shape)
-    return (wide.mT if x.shape[-2] > x.shape[-1] else wide).to(matrices.dtype)
+    return wide
+
+
+def _by_gram(wide: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+    """Do the same on ``A = X X'`` alone: every iterate is a polynomial in A times X, so X is multiplied only twice."""
+    a, b, c = coefficients
+    gram, factor = torch.bmm(wide, wide.mT), None
+    for k in range(steps):
+        step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        step.diagonal(dim1=-2, dim2=-1).add_(a)
+        factor = step if factor is None else torch.bmm(step, factor)
+        if k < steps - 1:
+            gram = torch.bmm(step, torch.bmm(gram, step))
+            gram = (gram + gram.mT).mul_(0.5)
+    return torch.bmm(factor, wide)
+
+
+def _gram_is_cheaper(wide: Tensor, slope: float, steps: int) -> bool:
+    """Tell whether the second way has fewer operations, and is as exact.
+
+    Rounding can leave eigenvalues of the Gram matrix slightly below zero, and each step multiplies them by the slope
+    squared: in few digits or many steps they would grow.
+    """
+    m, n = wide.shape[-2:]
+    grown = torch.finfo(wide.dtype).eps * abs(slope) ** (2 * (steps - 1))
+    fewer = 2 * m * n + (4 * steps - 3) * m * m < steps * (2 * m * n + m * m)
+    return steps > 1 and fewer and grown < 0.01
 
 
 def compute_dtype(matrices: Tensor, dtype: torch.dtype | None) -> torch.dtype:
