@@ -14,7 +14,7 @@ from skerry.core.errors import ParameterError
 
 __all__ = ["order_3mr", "unit_scale"]
 
-_AGGREGATES = {"median": np.median, "mean": np.mean, "sum": np.sum}
+_AGGREGATES = ("median", "mean", "sum")
 
 
 def unit_scale(values: ArrayLike) -> NDArray[np.float64]:
@@ -63,17 +63,21 @@ def order_3mr(
     """
     if aggregate not in _AGGREGATES:
         raise ParameterError(f"aggregate={aggregate!r}: use one of {', '.join(sorted(_AGGREGATES))}")
-    together = _AGGREGATES[aggregate]
     relevance, redundancy, relation = (np.asarray(a, dtype=np.float64) for a in (relevance, redundancy, relation))
     left = np.arange(len(names))
     chosen: list[int] = []
+    sums = [np.zeros(len(names)), np.zeros(len(names))]  # over those chosen; a median has no such short cut
+
+    def together(matrix: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[np.float64]:
+        if not chosen:
+            return np.zeros(left.size)
+        if aggregate == "median":
+            return np.median(matrix[np.ix_(chosen, left)], axis=0)
+        return total[left] / (len(chosen) if aggregate == "mean" else 1)
+
     steps = []
     while left.size:
-        if chosen:
-            red = together(redundancy[np.ix_(chosen, left)], axis=0)
-            syn = together(relation[np.ix_(chosen, left)], axis=0)
-        else:
-            red = syn = np.zeros(left.size)
+        red, syn = together(redundancy, sums[0]), together(relation, sums[1])
         score = relevance[left] - alpha * red + beta * syn
         at = int(np.argmax(score))
         best = int(left[at])
@@ -88,5 +92,7 @@ def order_3mr(
             }
         )
         chosen.append(best)
+        sums[0] += redundancy[best]
+        sums[1] += relation[best]
         left = np.delete(left, at)
     return steps
