@@ -131,8 +131,8 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
             "every gradient. Spoilt batches: one in fifty with shuffled targets and twentyfold loss.",
             "'Muon, fitted coefficients' and 'Muon, clamp' are ROOT with one of its two parts.",
             "A step's cost does not grow with the batch: what Muon adds to a training step shrinks as the batch grows. "
-            "AdamW's part of a step (embeddings, head, vectors) is within the Muon and ROOT figures. The bare products are "
-            "those of the published order of operations; wide matrices go over their Gram matrix, which needs fewer.",
+            "AdamW's part of a step (embeddings, head, vectors) is within the Muon and ROOT figures. The bare products "
+            "are those of the published order of operations; wide matrices go over their Gram matrix: fewer products.",
             "One triple for all is fitted to the shapes of the table together. Triples fitted to random matrices "
             "assume a narrow spectrum; live momenta are nearer to low rank, and a table shows what that costs.",
             "The authors' scale (1B parameters, FineWeb-Edu) and their vision transformer on CIFAR-10 are not part "

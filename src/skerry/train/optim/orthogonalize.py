@@ -26,7 +26,7 @@ def newton_schulz(
 
     Every matrix is divided by its Frobenius norm first, so its scale does not matter; a zero matrix stays zero. The
     iteration runs on the wide orientation, where its products are smaller; if the matrix is wide enough, on the Gram
-    matrix alone, which saves half of the products at 1 to 4 and agrees to about 1e-4 in float32.
+    matrix alone, which saves nearly half of the products at 1 to 4 and agrees to about 1e-4 in float32.
 
     Parameters
     ----------
