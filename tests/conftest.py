@@ -1,5 +1,6 @@
 """Shared by all tests: where the data sets lie, and the command as a subprocess."""
 
+import json
 import os
 import subprocess
 import sys
@@ -45,3 +46,41 @@ def skerry(tmp_path):
 @pytest.fixture(scope="session")
 def payments():
     return ROOT / "examples" / "payments.csv"
+
+
+@pytest.fixture(scope="session")
+def chronos_folder(tmp_path_factory):
+    """Write a tiny Chronos folder of a kind, "t5" or "bolt", with random weights and the layout of the real ones."""
+    torch = pytest.importorskip("torch", reason="needs the extra 'deep'")
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    safetensors = pytest.importorskip("safetensors.torch", reason="needs the extra 'deep'")
+    written = {}
+
+    def write(kind):
+        if kind in written:
+            return written[kind]
+        torch.manual_seed(0)
+        config = {"d_model": 32, "num_layers": 1, "num_heads": 2, "d_kv": 8, "d_ff": 64, "model_type": "t5"}
+        config["vocab_size"] = 2 if kind == "bolt" else 4096
+        model = transformers.T5EncoderModel(transformers.T5Config(**config))
+        weights = {k: v.clone() for k, v in model.state_dict().items()}
+        settings = {
+            "n_tokens": 4096,
+            "n_special_tokens": 2,
+            "tokenizer_kwargs": {"low_limit": -15.0, "high_limit": 15.0},
+        }
+        if kind == "bolt":
+            settings = {"input_patch_size": 16, "input_patch_stride": 16, "use_reg_token": True}
+            sizes = {"hidden_layer": (64, 32), "output_layer": (32, 64), "residual_layer": (32, 32)}
+            for layer, (rows, columns) in sizes.items():
+                weights[f"input_patch_embedding.{layer}.weight"] = 0.3 * torch.randn(rows, columns)
+                weights[f"input_patch_embedding.{layer}.bias"] = 0.1 * torch.randn(rows)
+        weights["decoder.unused"] = torch.zeros(3)
+        folder = tmp_path_factory.mktemp("chronos") / kind
+        folder.mkdir()
+        safetensors.save_file(weights, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(config | {"chronos_config": settings}))
+        written[kind] = folder
+        return folder
+
+    return write

@@ -8,6 +8,7 @@ NAMES = {
     "MatrixProfile": "skerry.detect.series.matrix_profile",
     "SeasonalResidual": "skerry.detect.series.seasonal_residual",
     "SpectralResidual": "skerry.detect.series.spectral_residual",
+    "Themis": "skerry.detect.series.themis",
     "Windowed": "skerry.detect.series.windowed",
     "find_events": "skerry.detect.series.pipeline",
     "make_series_detector": "skerry.detect.series.registry",

@@ -17,6 +17,7 @@ SERIES_DETECTORS: dict[str, str] = {
     "matrix-profile": "MatrixProfile",
     "seasonal-residual": "SeasonalResidual",
     "spectral-residual": "SpectralResidual",
+    "themis": "Themis",
     "windowed": "Windowed",
 }
 
