@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from skerry.data.table_parquet import parquet_table
+from skerry.data.tables import open_table
 
 ROWS, COLUMNS = 1_000_000, 6  # 48 MB of doubles that do not compress
 
@@ -44,3 +45,13 @@ def test_leaving_early_releases_everything(big):
     stream.close()
     del first
     assert pa.total_allocated_bytes() - before < 1 << 20
+
+
+def test_partitions_in_the_names_of_folders_are_told(tmp_path):
+    for year in (2023, 2024):
+        (tmp_path / f"year={year}").mkdir()
+        pl.DataFrame({"a": [year]}).write_parquet(tmp_path / f"year={year}" / "0.parquet")
+    table = open_table(tmp_path)
+    assert table.read()["a"].to_list() == [2023, 2024]
+    assert table.notes == ["columns held in the names of folders are not read: year"]
+    assert open_table(tmp_path / "year=2023" / "0.parquet").notes == table.notes

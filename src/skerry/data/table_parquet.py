@@ -67,4 +67,6 @@ def parquet_table(name: str, paths: list[str]) -> Table:
         empty = polars_frame(schema.empty_table())
     except (pa.ArrowException, ValueError) as error:
         raise DataError(f"{name}: its columns cannot be read ({first_line(error)}); write it again") from None
-    return Table(name, dict(empty.schema), stream, n_rows)
+    held = sorted({part.partition("=")[0] for path in paths for part in Path(path).parent.parts if "=" in part})
+    notes = [f"columns held in the names of folders are not read: {', '.join(held)}"] if held else []
+    return Table(name, dict(empty.schema), stream, n_rows, notes)
