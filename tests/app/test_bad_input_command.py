@@ -20,7 +20,7 @@ def start(folder, *args, code=MAIN, **options):
     environment = os.environ | {"TMPDIR": str(folder / "tmp"), "SKERRY_DEBUG": ""}
     (folder / "tmp").mkdir(exist_ok=True)
     return subprocess.Popen(
-        [sys.executable, "-c", code, "detect", *map(str, args), "--detector", "hbos"],
+        [sys.executable, "-c", code, "detect", *map(str, args), "--detector", "pca"],
         cwd=folder,
         env=environment,
         stderr=subprocess.PIPE,
