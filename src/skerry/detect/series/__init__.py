@@ -3,6 +3,7 @@
 from skerry.core.lazy import lazy_package
 
 NAMES = {
+    "Ensemble": "skerry.detect.series.ensemble",
     "Forecast": "skerry.detect.series.forecast",
     "HalfSpaceTrees": "skerry.detect.series.half_space_trees",
     "MatrixProfile": "skerry.detect.series.matrix_profile",

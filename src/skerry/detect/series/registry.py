@@ -12,6 +12,7 @@ from skerry.detect.series import NAMES
 __all__ = ["SERIES_DETECTORS", "make_series_detector"]
 
 SERIES_DETECTORS: dict[str, str] = {
+    "ensemble": "Ensemble",
     "forecast": "Forecast",
     "half-space-trees": "HalfSpaceTrees",
     "matrix-profile": "MatrixProfile",
@@ -22,7 +23,7 @@ SERIES_DETECTORS: dict[str, str] = {
 }
 
 
-def make_series_detector(name: str | SeriesDetector, **parameters: Any) -> SeriesDetector:
+def make_series_detector(name: str | SeriesDetector = "ensemble", **parameters: Any) -> SeriesDetector:
     """Return a series detector by its command-line name; parameters it does not have are left out.
 
     ``"windowed:NAME"`` wraps the detector for tables of that name.
