@@ -126,7 +126,7 @@ def test_a_device_is_not_replaced(good):
 def interrupted(code, error):
     assert code == 130, error
     assert "Traceback" not in error
-    assert len(error.strip().splitlines()) <= 1, error
+    assert len(error.strip().splitlines()) == 1, error
 
 
 def test_an_interruption_while_stdin_is_read(good):

@@ -22,13 +22,29 @@ def sensor(tmp_path_factory):
 
 
 def test_a_steady_time_column_makes_a_series_and_is_told(skerry, sensor, tmp_path):
-    done = skerry("detect", sensor, "--detector", "forecast", "--out", tmp_path / "s.parquet")
+    done = skerry("detect", sensor, "--out", tmp_path / "s.parquet")
     assert done.returncode == 0, done.stderr
     flat = " ".join(done.stdout.split())
     assert "read as a series: column 'time' holds steady times" in flat
     assert "800 steps, 1 channel" in flat
     assert "2026-01-01 09:5" in flat or "2026-01-01 10:0" in flat
     assert pl.read_parquet(tmp_path / "s.parquet").height == 800
+
+
+def test_the_detector_decides_where_only_one_kind_has_it(skerry, sensor):
+    assert json.loads(skerry("detect", sensor, "--detector", "hbos", "--json").stdout)["rows"] == 800
+    told = json.loads(skerry("detect", sensor, "--detector", "spectral-residual", "--json").stdout)
+    assert told["steps"] == 800
+    assert "spectral-residual is a detector of series" in told["notes"][0]
+
+
+def test_the_file_that_is_read_is_never_replaced(skerry, sensor):
+    before = sensor.read_bytes()
+    for option in ("--report", "--out", "--save-model"):
+        done = skerry("detect", sensor, "--detector", "hbos", option, sensor)
+        assert done.returncode == 1
+        assert "would be replaced" in done.stderr or "must end in" in done.stderr
+        assert sensor.read_bytes() == before
 
 
 def test_json_and_the_way_back_to_a_table(skerry, sensor):
@@ -44,7 +60,8 @@ def test_json_and_the_way_back_to_a_table(skerry, sensor):
     ("arguments", "code", "words"),
     [
         (["--kind", "video"], 2, "--kind must be"),
-        (["--detector", "oracle"], 2, "unknown series detector"),
+        (["--detector", "oracle"], 2, "unknown detector"),
+        (["--kind", "series", "--detector", "knn"], 2, "unknown series detector"),
         (["--time", "nope"], 1, "nope"),
         (["--save-model", "m.skerry"], 2, "add --kind table"),
         (["--train-share", "7"], 1, "train_share"),

@@ -17,6 +17,8 @@ from skerry.app.rank import rank
 
 __all__ = ["app", "main"]
 
+INTERRUPTED = "interrupted; nothing half-written was left"
+
 app = typer.Typer(
     name="skerry",
     help="Outliers, end to end: find them in tables, rank features, and see why.",
@@ -50,7 +52,11 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except KeyboardInterrupt:
-        _fail("interrupted; nothing half-written was left", 130)
+        _fail(INTERRUPTED, 130)
+    except SystemExit as stop:
+        if stop.code == 130:  # typer's way to say the same, without a word
+            _fail(INTERRUPTED, 130)
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

@@ -52,9 +52,21 @@ def detect(
     use_threads(threads)
     if kind not in ("auto", "table", "series"):
         raise typer.BadParameter(f"--kind must be auto, table or series, got {kind!r}")
+    from skerry.core.errors import ParameterError
+    from skerry.core.threshold import parse_threshold
+
+    try:  # usage mistakes are told before any data are read
+        parse_threshold(threshold)
+        kinds = _kinds_of(detector, kind)
+    except ParameterError as error:
+        raise typer.BadParameter(str(error)) from None
+    _check_outputs(out, report, save_model, source=path)
     words = ""
     if kind == "auto":
-        words = _time_words(path, time, by) if model is None and reference is None else ""
+        if kinds == ["series"]:
+            words = f"{detector} is a detector of series"
+        elif "series" in kinds and model is None and reference is None:
+            words = _time_words(path, time, by)
         kind = "series" if words else "table"
     if kind == "series":
         from skerry.app.detect_series import detect_series
@@ -62,24 +74,12 @@ def detect(
         for option, given in (("--save-model", save_model), ("--model", model), ("--reference", reference)):
             if given is not None:
                 raise typer.BadParameter(f"{option} works on tables; add --kind table")
-        _check_outputs(out, report)
         alarm = {"merge_gap": merge_gap, "min_length": min_length, "cooldown": cooldown}
         detect_series(
             path, detector, threshold, label, out, report, top, explain, as_json, seed, time, by, train_share, alarm,
             words,
         )  # fmt: skip
         return
-    from skerry.core.errors import ParameterError
-    from skerry.core.threshold import parse_threshold
-
-    try:  # usage mistakes are told before any data are read
-        from skerry.detect.tabular.registry import make_detector
-
-        parse_threshold(threshold)
-        make_detector(detector)
-    except ParameterError as error:
-        raise typer.BadParameter(str(error)) from None
-    _check_outputs(out, report, save_model)
     with quiet_warnings() as warned, progress("scoring") as update:
         from skerry.core.persistence import load, save
         from skerry.detect.tabular.pipeline import TableModel, find_outliers
@@ -124,6 +124,32 @@ def detect(
             typer.echo(f"{kind}: {where}")
 
 
+def _kinds_of(detector: str, kind: str) -> list[str]:
+    """Return the kinds of data that a detector of this name is for, of those that ``kind`` allows.
+
+    Raises
+    ------
+    ParameterError
+        If there is none.
+    """
+    from skerry.core.errors import ParameterError
+    from skerry.detect.series.registry import make_series_detector
+    from skerry.detect.tabular.registry import make_detector
+
+    found, first = [], None
+    for name, make in (("table", make_detector), ("series", make_series_detector)):
+        if kind in ("auto", name):
+            try:
+                make(detector)
+                found.append(name)
+            except ParameterError as error:
+                first = first or error
+    if not found:
+        assert first is not None
+        raise first
+    return found
+
+
 def _time_words(path: str, time: str | None, by: str | None) -> str:
     """Return why a file is to be read as a series, "" if it is a table."""
     if time is not None or by is not None:
@@ -138,7 +164,7 @@ def _time_words(path: str, time: str | None, by: str | None) -> str:
     return f"column {found.name!r} holds steady times; --kind table looks at each row alone"
 
 
-def _check_outputs(*paths: Path | None) -> None:
+def _check_outputs(*paths: Path | None, source: str) -> None:
     from skerry.core.errors import DataError
 
     for path in paths:
@@ -146,6 +172,8 @@ def _check_outputs(*paths: Path | None) -> None:
             raise DataError(f"{path}: the folder {path.absolute().parent} does not exist; create it first")
         if path is not None and path.is_dir():
             raise DataError(f"{path}: is a folder; give a file name")
+        if path is not None and path.exists() and Path(source).is_file() and path.samefile(source):
+            raise DataError(f"{path}: is the file that is read, and would be replaced; choose another name")
 
 
 def _print(findings: Findings, explain: bool) -> None:

@@ -35,17 +35,8 @@ def detect_series(
     words: str,
 ) -> None:
     """Run the search and print it; ``words`` say why the file is taken for a series."""
-    from skerry.core.errors import ParameterError
     from skerry.core.events import AlarmRule
-    from skerry.core.threshold import parse_threshold
 
-    try:
-        from skerry.detect.series.registry import make_series_detector
-
-        parse_threshold(threshold)
-        make_series_detector(detector)
-    except ParameterError as error:
-        raise typer.BadParameter(str(error)) from None
     with quiet_warnings() as warned, progress("series") as update:
         from skerry.detect.series.pipeline import find_events
 
