@@ -45,7 +45,7 @@ def test_the_formulas_head_by_head():
 
 def test_a_sliced_gate_reads_its_own_slice_alone():
     for kind in ("linear", "mlp"):
-        gate = HeadGate(kind, 8, 2).double()
+        gate = HeadGate(kind, 8, 2, hidden=8).double()  # wide enough that not every unit rests
         x = rand(1, 3, 8).requires_grad_()
         (grad,) = torch.autograd.grad(gate(x)[:, 0].sum(), x)
         assert (grad[..., :4] != 0).any() and (grad[..., 4:] == 0).all()
