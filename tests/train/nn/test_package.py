@@ -25,5 +25,5 @@ def test_every_name_resolves_in_the_wing_and_in_nn():
 def test_a_missing_package_names_its_extra(monkeypatch):
     torch = pytest.importorskip("torch", reason="needs the extra 'deep'")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(MissingExtra, match=r"skerry\[train\]"):
+    with pytest.raises(MissingExtra, match=r"skerry\[deep\]"):
         skerry.train.convert_transformers(torch.nn.Linear(2, 2), norm="gated")

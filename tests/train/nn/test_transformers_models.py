@@ -5,7 +5,7 @@ import copy
 import pytest
 
 pytest.importorskip("torch", reason="needs the extra 'deep'")
-pytest.importorskip("transformers", reason="needs the extra 'train' (transformers)")
+pytest.importorskip("transformers", reason="needs the extra 'deep' (transformers)")
 
 import torch
 import transformers

@@ -1,7 +1,7 @@
 """Modules that keep a transformer free of outliers: plain ``torch.nn.Module``s that drop into anyone's code.
 
 Norms take ``(..., d)`` and return the same shape; attention takes ``(B, T, d)``. They need the extra ``deep``; the
-conversion of ``transformers`` models needs that package too.
+conversion of ``transformers`` models needs version 5 of that package or newer.
 """
 
 from skerry.core.lazy import lazy_package

@@ -151,9 +151,11 @@ def _new_gates(
 
 
 def _use_own_attention(model: nn.Module) -> None:
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
-    from transformers.modeling_utils import AttentionInterface
-
+    try:
+        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+        from transformers.modeling_utils import AttentionInterface
+    except ImportError:
+        raise ModelError("this transformers has no registry of attention functions: use version 5 or newer") from None
     AttentionInterface.register(_NAME, _attention)
     AttentionMaskInterface.register(_NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
     model.set_attn_implementation(_NAME)
@@ -248,7 +250,7 @@ def convert_transformers(
     try:
         import transformers
     except ImportError:
-        raise MissingExtra("transformers", "train") from None
+        raise MissingExtra("transformers", "deep") from None
     if not isinstance(model, transformers.PreTrainedModel):
         raise ModelError(
             f"{type(model).__name__} is no model of transformers: use the modules of this package directly"
