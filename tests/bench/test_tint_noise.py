@@ -22,7 +22,7 @@ from skerry.bench.traced_integer_training import (
 )
 from skerry.core.errors import DataError
 
-TINY = {"digits": 1, "documents": 40, "test": 5, "base": 2, "steps": 2, "dim": 16, "layers": 1, "seeds": 1}
+TINY = {"digits": 1, "documents": 40, "test": 5, "steps": 2, "dim": 16, "layers": 1, "seeds": 1}
 
 
 @pytest.fixture(scope="module")

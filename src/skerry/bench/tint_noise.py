@@ -1,7 +1,7 @@
 """What noise in chains of thought does to training: static against dynamic, and which filter helps (arXiv 2402.04004).
 
-A small decoder that already writes clean traces of subtraction is fine-tuned on traces of addition. The sets differ
-only in their noise; the starting weights, the steps and the clean test questions are the same for all.
+A small decoder learns addition from traces. The sets differ only in their noise; the first weights, the steps and the
+clean test questions are the same for all.
 """
 
 from __future__ import annotations
@@ -17,27 +17,21 @@ import numpy as np
 from skerry.bench.traced_integer import Corpus, Noise, TraceTask, check_trace, evaluate
 
 SIZES = {
-    "full": {"digits": 2, "documents": 8000, "test": 500, "base": 600, "steps": 300, "dim": 64, "layers": 2,
-             "seeds": 2},
-    "quick": {"digits": 1, "documents": 300, "test": 30, "base": 20, "steps": 20, "dim": 32, "layers": 1,
-              "seeds": 1},
-}  # fmt: skip
+    "full": {"digits": 2, "documents": 4000, "test": 500, "steps": 450, "dim": 64, "layers": 2, "seeds": 2},
+    "quick": {"digits": 1, "documents": 300, "test": 30, "steps": 20, "dim": 32, "layers": 1, "seeds": 1},
+}
 CLEAN, ANSWER = "clean trace", "answer only"
 CONSISTENCY, PERPLEXITY = "consistent documents only", "lowest 75 % perplexity only"
-STATIC = {
-    "static, characters 0.3": Noise(char=0.3),
-    "static, characters 0.6": Noise(char=0.6),
-    "static, characters 0.3, answers too": Noise(char=0.3, noise_answer=True),
-    "static, lines 0.3": Noise(line=0.3),
+ARMS: dict[str, Noise] = {
+    ANSWER: Noise(),
+    CLEAN: Noise(),
     "static, characters 0.3, half": Noise(char=0.3, contamination=0.5),
+    "static, characters 0.3, all": Noise(char=0.3),
+    "static, lines 0.3, all": Noise(line=0.3),
+    "dynamic 0.3, half": Noise(dynamic=0.3, contamination=0.5),
+    "dynamic 0.3, all": Noise(dynamic=0.3),
 }
-DYNAMIC = {
-    f"dynamic {p}, {share}": Noise(dynamic=p, contamination=c)
-    for p in (0.1, 0.3)
-    for c, share in ((0.25, "quarter"), (0.5, "half"), (1.0, "all"))
-}
-ARMS: dict[str, Noise] = {ANSWER: Noise(), CLEAN: Noise(), **STATIC, **DYNAMIC}
-FILTERED = ("dynamic 0.1, half", "dynamic 0.3, half")
+FILTERED = ("dynamic 0.3, half",)
 HALVES = ("static, characters 0.3, half", *FILTERED)
 DROPPED = 0.25
 LR = 5e-3
@@ -75,49 +69,31 @@ def _fit(model, words, documents: Corpus, steps: int, seed: int) -> None:
     fine_tune(model, words, documents, steps=steps, batch_size=32, warmup=30, optimizer=optimizer, seed=seed)
 
 
-def _base(size: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Return weights trained on clean traces of subtraction, and their scores there."""
+def _room(words, documents: Corpus) -> int:
+    return max(len(words.encode(d.response)) for d in documents) + 25
+
+
+def _train(documents: Corpus, size: dict[str, Any], seed: int):
+    """Return the scores of a model trained on the documents, the model and its tokenizer."""
     import torch
 
     from skerry.bench.traced_integer_training import generator
 
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    began = time.process_time()
-    task = TraceTask("sub", max_size=size["digits"])
-    test = task.generate(min(200, size["test"]), seed=10_000 + seed, unique=True)
-    documents = task.generate(size["documents"], seed=seed, exclude={d.prompt for d in test})
-    model, words = _model(size)
-    _fit(model, words, documents, size["base"], seed)
-    scores = evaluate(generator(model, words, _room(words, test)), test)
-    return {"weights": model.state_dict(), "accuracy": scores["accuracy"], "seconds": time.process_time() - began}
-
-
-def _room(words, documents: Corpus) -> int:
-    return max(len(words.encode(d.response)) for d in documents) + 25
-
-
-def _train(documents: Corpus, size: dict[str, Any], seed: int, base: dict[str, Any]):
-    """Return the scores of a model fine-tuned on the documents, the model and its tokenizer."""
-    import torch
-
-    from skerry.bench.traced_integer_training import generator
-
-    torch.set_num_threads(1)
     test = _test(size, seed)
     model, words = _model(size)
-    model.load_state_dict(base["weights"])
     _fit(model, words, documents, size["steps"], seed)
     return evaluate(generator(model, words, _room(words, test)), test), model, words
 
 
-def _job(arm: str, size: dict[str, Any], seed: int, base: dict[str, Any]) -> dict[str, Any]:
+def _job(arm: str, size: dict[str, Any], seed: int) -> dict[str, Any]:
     """Train an arm, and the filtered copies of it if it has any."""
     from skerry.bench.traced_integer_training import response_losses
 
     began = time.process_time()
     documents = _documents(arm, size, seed)
-    scores, model, words = _train(documents, size, seed, base)
+    scores, model, words = _train(documents, size, seed)
     found: dict[str, Any] = {"scores": {arm: scores}, "caught": None}
     if arm in HALVES:
         noised = np.array([d.is_noised for d in documents])
@@ -131,7 +107,7 @@ def _job(arm: str, size: dict[str, Any], seed: int, base: dict[str, Any]) -> dic
         if arm in FILTERED:
             for name, drop in ((CONSISTENCY, inconsistent), (PERPLEXITY, worst)):
                 kept = Corpus(d for d, out in zip(documents, drop, strict=True) if not out)
-                found["scores"][f"{arm}: {name}"] = _train(kept, size, seed, base)[0]
+                found["scores"][f"{arm}: {name}"] = _train(kept, size, seed)[0]
     return found | {"seconds": time.process_time() - began}
 
 
@@ -142,11 +118,8 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
     # The longest first, so that no process waits for another at the end.
     order = sorted(ARMS, key=lambda a: (a not in FILTERED, a == ANSWER))
     jobs = [(arm, s) for arm in order for s in range(seed, seed + size["seeds"])]
-    progress(f"{size['seeds']} base models of {size['base']} steps")
-    seeds = range(seed, seed + size["seeds"])
-    bases = dict(zip(seeds, Parallel(n_jobs=n_jobs)(delayed(_base)(size, s) for s in seeds), strict=True))
     progress(f"{len(jobs) + 2 * len(FILTERED) * size['seeds']} models of {size['steps']} steps")
-    results = Parallel(n_jobs=n_jobs)(delayed(_job)(arm, size, s, bases[s]) for arm, s in jobs)
+    results = Parallel(n_jobs=n_jobs)(delayed(_job)(arm, size, s) for arm, s in jobs)
 
     scores: dict[str, list[dict[str, float]]] = defaultdict(list)
     caught: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
@@ -173,34 +146,32 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
         }
         for n in names
     ]
-    base_accuracy = float(np.mean([b["accuracy"] for b in bases.values()]))
-    clean, static = accuracy[CLEAN], ["static, characters 0.3", "static, characters 0.6", "static, lines 0.3"]
-    hard, half = accuracy["dynamic 0.3, all"], accuracy["dynamic 0.3, half"]
-    worst_static = min(accuracy[s] for s in static)
-    repaired = [accuracy[f"{a}: {CONSISTENCY}"] for a in FILTERED]
+    clean, lines = accuracy[CLEAN], accuracy["static, lines 0.3, all"]
+    still, still_half = accuracy["static, characters 0.3, all"], accuracy["static, characters 0.3, half"]
+    moving, moving_half = accuracy["dynamic 0.3, all"], accuracy["dynamic 0.3, half"]
+    repaired, cheap = (accuracy[f"{FILTERED[0]}: {name}"] for name in (CONSISTENCY, PERPLEXITY))
     expectations = (
         ("clean traces beat answers alone by 0.2 or more", clean - accuracy[ANSWER], clean - accuracy[ANSWER] >= 0.2),
-        ("static noise in every document costs at most 0.05 (largest loss)", clean - worst_static,
-         clean - worst_static <= 0.05),
-        ("dynamic 0.3 in half is below characters 0.6 in all (difference)", accuracy["static, characters 0.6"] - half,
-         half < accuracy["static, characters 0.6"]),
-        ("dynamic 0.3 in all collapses: accuracy below 0.1", hard, hard < 0.1),
-        ("the consistency filter restores clean accuracy within 0.05 (largest gap)", clean - min(repaired),
-         clean - min(repaired) <= 0.05),
+        ("static characters in every document cost at most 0.05", clean - still, clean - still <= 0.05),
+        ("dynamic noise is worse than static at equal rate in all documents (difference)", still - moving,
+         moving < still),
+        ("dynamic noise is worse than static at equal rate in half of them (difference)", still_half - moving_half,
+         moving_half < still_half),
+        ("dynamic noise in all documents collapses: accuracy below 0.1", moving, moving < 0.1),
+        ("the consistency filter restores clean accuracy within 0.05 (gap)", clean - repaired,
+         clean - repaired <= 0.05),
     )  # fmt: skip
+    order_told = "worse than" if moving < still else "no worse than"
     return {
         "title": "Noise in chains of thought: static and dynamic",
         "claim": (
-            f"Addition of numbers of up to {size['digits']} digits, {size['seeds']} seed(s), accuracy on "
-            f"{size['test']} clean unseen questions: clean traces {clean:.3f}, answers alone {accuracy[ANSWER]:.3f}; "
-            f"static "
-            f"noise in every document: characters 0.3 {accuracy[static[0]]:.3f}, characters 0.6 "
-            f"{accuracy[static[1]]:.3f}, "
-            f"lines 0.3 {accuracy[static[2]]:.3f}; dynamic 0.3 in a quarter, half and all of the documents "
-            f"{accuracy['dynamic 0.3, quarter']:.3f}, {half:.3f}, {hard:.3f}; dynamic 0.1 "
-            f"{accuracy['dynamic 0.1, quarter']:.3f}, {accuracy['dynamic 0.1, half']:.3f}, "
-            f"{accuracy['dynamic 0.1, all']:.3f}. The half-spoilt sets after the consistency filter "
-            f"{repaired[0]:.3f} and {repaired[1]:.3f}."
+            f"Addition of numbers of up to {size['digits']} digits, {size['seeds']} seed(s), {size['steps']} steps, "
+            f"accuracy on {size['test']} clean unseen questions: clean traces {clean:.3f}, answers alone "
+            f"{accuracy[ANSWER]:.3f}. Noise at rate 0.3: static characters in half and all of the documents "
+            f"{still_half:.3f} and {still:.3f}, static lines in all {lines:.3f}; dynamic in half and all "
+            f"{moving_half:.3f} and {moving:.3f}: at equal rate in all documents dynamic noise is {order_told} static "
+            f"noise here. The set with dynamic noise in half: {repaired:.3f} after the consistency filter, {cheap:.3f} "
+            "after the perplexity filter."
         ),
         "table": rows,
         "tables": {
@@ -216,17 +187,19 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
             ],
         },
         "notes": [
-            f"Decoder of {size['layers']} layers of {size['dim']}, first trained on clean traces of subtraction "
-            f"({size['base']} steps, accuracy there {base_accuracy:.3f}), as the paper's models are pretrained ones; "
-            f"then {size['steps']} steps of 32 out of {size['documents']:,} documents of addition. Muon at {LR} on a "
-            "cosine, a token per name, sign, digit and line end, greedy decoding. The plan was 4 layers of 128 on "
-            "characters, from scratch, 3,000 steps of 64: smaller here so that the study ends in minutes.",
+            f"Decoder of {size['layers']} layers of {size['dim']} from scratch, {size['steps']} steps of 32 out of "
+            f"{size['documents']:,} documents, Muon at {LR} on a cosine, a token per name, sign, digit and line end, "
+            "greedy decoding. The plan was 4 layers of 128 on characters, 3,000 steps of 64, and rates 0.1 and 0.6 and "
+            "a quarter of the documents too: smaller here so that the study ends in minutes. The paper fine-tunes "
+            "pretrained models, and far longer: robustness that needs many steps cannot show here.",
+            "With noise independent of the digit the likeliest next digit stays the right one, in static and in "
+            "dynamic noise on assignments alike; static noise also spoils the context that a digit is worked out from.",
             "Rates are not comparable across kinds: the table of realised damage says what each did. In static "
-            "character noise the answer is kept unless 'answers too' is said; dynamic noise is on assignments, never "
-            "on the answer's copy: answers are wrong because the work before them is.",
+            "noise the answer is kept; dynamic noise is on assignments, never on the answer's copy: answers are wrong "
+            "because the work before them is.",
             "The consistency filter replays each trace and drops documents with a line that does not follow. The "
             "perplexity filter drops the worst quarter by the model trained on the same set.",
-            f"CPU seconds of all models together: {sum(r['seconds'] for r in (*results, *bases.values())):.0f}.",
+            f"CPU seconds of all models together: {sum(r['seconds'] for r in results):.0f}.",
             "Not part of the run: fine-tuning Pythia-410M and prompting large models with noised examples, for want "
             "of the models; the protocols are in skerry.bench.traced_integer (evaluate, few_shot_prompt) and "
             "traced_integer_training (fine_tune takes any causal language model).",
