@@ -33,7 +33,8 @@ class Ensemble(SeriesDetector):
     Parameters
     ----------
     detectors : list of SeriesDetector or None, default None
-        None takes ``Windowed(PCA())``, ``Windowed(ReferenceNeighbours())`` and :class:`Forecast`.
+        None takes ``Windowed(PCA())``, ``Windowed(ReferenceNeighbours())`` and
+        ``Forecast(smoothing=16)``.
     random_state : int, RandomState or None, default None
     threshold : str, float or Threshold, default "auto"
 
@@ -72,7 +73,7 @@ class Ensemble(SeriesDetector):
             from skerry.detect.tabular.pca import PCA
             from skerry.detect.tabular.reference_neighbours import ReferenceNeighbours
 
-            return [Windowed(PCA()), Windowed(ReferenceNeighbours()), Forecast()]
+            return [Windowed(PCA()), Windowed(ReferenceNeighbours()), Forecast(smoothing=16)]
         if not self.detectors or not all(isinstance(m, SeriesDetector) for m in self.detectors):
             raise ParameterError("Ensemble: detectors must be a non-empty list of series detectors")
         return [clone(m) for m in self.detectors]

@@ -30,6 +30,8 @@ class Forecast(SeriesDetector):
     refits : int, default 2
         Times that the regression is repeated without the steps whose residual was over five usual ones, so that the
         outliers of the training series do not teach it.
+    smoothing : int, default 1
+        The score of a step is the mean over this many steps, itself the last: events that last count for more.
     threshold : str, float or Threshold, default "auto"
 
     Attributes
@@ -63,12 +65,16 @@ class Forecast(SeriesDetector):
         "lags": [Interval(Integral, 1, None, closed="left")],
         "alpha": [Interval(Real, 0, None, closed="neither")],
         "refits": [Interval(Integral, 0, None, closed="left")],
+        "smoothing": [Interval(Integral, 1, None, closed="left")],
     }
 
-    def __init__(self, lags: int = 32, alpha: float = 1e-3, refits: int = 2, threshold: Any = "auto") -> None:
+    def __init__(
+        self, lags: int = 32, alpha: float = 1e-3, refits: int = 2, smoothing: int = 1, threshold: Any = "auto"
+    ) -> None:
         self.lags = lags
         self.alpha = alpha
         self.refits = refits
+        self.smoothing = smoothing
         self.threshold = threshold
 
     def _fit(self, X: NDArray) -> None:
@@ -141,17 +147,27 @@ class Forecast(SeriesDetector):
         return np.where(np.isnan(X), 0.0, r)
 
     def _score(self, X: NDArray) -> NDArray[np.float64]:
-        return np.sqrt(np.mean(self._parts(X) ** 2, axis=1))
+        return self._smoothed(np.sqrt(np.mean(self._parts(X) ** 2, axis=1)))
+
+    def _smoothed(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the mean of the last ``smoothing`` values, fewer at the start, along the first axis."""
+        if self.smoothing == 1:
+            return values
+        padded = np.concatenate([np.zeros((self.smoothing - 1, *values.shape[1:])), values])
+        sums = sliding_window_view(padded, self.smoothing, axis=0).sum(axis=-1)
+        counts = np.minimum(np.arange(1, len(values) + 1), self.smoothing)
+        return sums / counts.reshape(-1, *(1,) * (values.ndim - 1))
 
     def _explain(self, X: NDArray) -> NDArray[np.float64]:
         """Share the score by squared residual; rows sum to it."""
         squares = self._parts(X) ** 2
         total = squares.sum(axis=1, keepdims=True)
-        return squares / np.where(total > 0, total, 1.0) * np.sqrt(total / X.shape[1])
+        return self._smoothed(squares / np.where(total > 0, total, 1.0) * np.sqrt(total / X.shape[1]))
 
     def reset(self) -> Self:
         """Forget the steps seen by :meth:`update`."""
         self.recent_, self.seen_ = np.empty((0, len(self.location_))), 0
+        self.recent_scores_ = np.empty(0)
         return self
 
     def update(self, x: ArrayLike) -> float:
@@ -168,4 +184,6 @@ class Forecast(SeriesDetector):
         if self.seen_ < self.lags:
             r, self.seen_ = np.minimum(r, 1.0), self.seen_ + 1
         self.recent_ = np.concatenate([past[1:], filled])
-        return float(np.sqrt(np.mean(np.where(np.isnan(x[0]), 0.0, r) ** 2)))
+        score = np.sqrt(np.mean(np.where(np.isnan(x[0]), 0.0, r) ** 2))
+        self.recent_scores_ = np.append(self.recent_scores_, score)[-self.smoothing :]
+        return float(self.recent_scores_.mean())
