@@ -24,12 +24,14 @@ STUDIES: dict[str, str] = {
     "autood": "searching for a detector: AutoOD beside random search",
     "beta-rank": "pruning filters after imbalanced training: Beta-Rank beside seven criteria",
     "conformal": "measured false discovery rate of conformal thresholds",
+    "imdiffusion": "imputation by diffusion beside its ablations and peers",
     "outrank": "cardinality-aware ranking beside the published package",
     "robust-high-dimensional": "screening, nonconvex regression and mixed models",
     "root-optimizer": "ROOT beside Muon and AdamW: exactness, cost, heavy-tailed gradients",
     "tabular": "accuracy of the default and of every detector beside PyOD",
     "tabular-stream": "tables larger than memory, beside the bare time of reading them",
     "tabular-speed": "seconds and memory beside PyOD, scikit-learn and faiss",
+    "themis": "self-similarity of frozen embeddings on labelled series",
     "tint-noise": "noise in chains of thought: static against dynamic, and the filters for it",
 }
 _PACKAGES = (
