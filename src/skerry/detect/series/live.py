@@ -2,7 +2,8 @@
 
 The parts are the library's own: a causal detector, a threshold that learns as it decides
 (:mod:`skerry.core.stream_threshold`), the rule that turns flags into events (:mod:`skerry.core.events`) and the clock
-of a stream (:mod:`skerry.data.stream_clock`). Rows may come one by one or in blocks of any size: the result is the same.
+of a stream (:mod:`skerry.data.stream_clock`). Rows may come one by one or in blocks:
+the result is the same.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, clone
 
 from skerry.core import persistence
+from skerry.core.detector import HUGE
 from skerry.core.errors import DataError, ModelError, ParameterError
 from skerry.core.events import AlarmRule, Event, EventStream
 from skerry.core.series_detector import SeriesDetector, forward_filled
 from skerry.core.stream_threshold import DSPOT, SPOT, AdaptiveConformal, StreamThreshold
 from skerry.data.series import SeriesFrame
-from skerry.data.stream_clock import StreamClock, told_count
+from skerry.data.stream_clock import StreamClock
 from skerry.detect.series.forecast import Forecast
+from skerry.detect.series.half_space_trees import HalfSpaceTrees
 from skerry.detect.series.pipeline import _reasons
 from skerry.detect.series.registry import make_series_detector
 from skerry.detect.series.windowed import Windowed
@@ -287,8 +290,7 @@ class LiveDetector(BaseEstimator):
         known = self.learned_[0].shape[1] if self.learned_ else getattr(self, "n_channels_", X.shape[-1])
         if X.ndim != 2 or X.shape[1] != known or known == 0:
             raise DataError(f"rows have shape {X.shape}; {known} channels are followed")
-        if np.isinf(X).any():
-            X = np.where(np.isinf(X), np.nan, X)
+        X = np.clip(np.where(np.isinf(X), np.nan, X), -HUGE, HUGE)
         if time is None:
             return X, np.arange(self.n_rows_, self.n_rows_ + len(X), dtype=np.float64)
         t = np.asarray(time)
@@ -305,11 +307,12 @@ class LiveDetector(BaseEstimator):
         t = np.concatenate(self.learned_time_)
         placed = self.clock_.fit(t).place(t)
         X = np.concatenate(self.learned_)
-        X = np.where(placed.rows[:, None] < 0, np.nan, X[placed.rows])
+        X = _spread(X, placed.rows)
         self._take_notes()
         if np.isnan(X).all():
             raise DataError(f"the first {len(t)} rows hold no number; check the columns")
-        flat = np.nanmin(np.where(np.isnan(X), np.inf, X), axis=0) >= np.nanmax(np.where(np.isnan(X), -np.inf, X), axis=0)
+        missing = np.isnan(X)
+        flat = np.where(missing, np.inf, X).min(axis=0) >= np.where(missing, -np.inf, X).max(axis=0)
         if flat.any():
             names = [self._names(X.shape[1])[j] for j in np.flatnonzero(flat)]
             self.notes_.append(f"constant or empty in the warm-up: {', '.join(map(repr, names[:8]))}")
@@ -339,7 +342,7 @@ class LiveDetector(BaseEstimator):
     def _steps(self, X: NDArray[np.float64], t: NDArray) -> list[LiveEvent]:
         placed = self.clock_.place(t)
         self._take_notes()
-        X = X if len(placed.rows) == len(X) and not placed.anew else _spread(X, placed.rows)
+        X = _spread(X, placed.rows)
         events: list[LiveEvent] = []
         bounds = [0, *placed.anew, len(placed.rows)]
         for k, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
@@ -365,7 +368,6 @@ class LiveDetector(BaseEstimator):
             over = stream.update(flag, score)
             if over is not None:
                 events.append(self._event("end", over, cut, base, t))
-            if over is not None or not (flag or self.told_):
                 self.told_ = False
             if flag and not self.told_ and (now := stream.open) is not None:
                 self.told_ = True
@@ -382,15 +384,89 @@ class LiveDetector(BaseEstimator):
 
     def _advance(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
         """Score the next steps together: what ``update`` would say to them one by one."""
-        detector = self.detector_
-        first = self.context_[-1] if len(self.context_) else detector.feature_medians_
-        joined = np.concatenate([self.context_, forward_filled(X, first)])
+        detector, seen = self.detector_, len(self.context_)
+        filled = forward_filled(X, self.context_[-1] if seen else detector.feature_medians_)
+        joined = np.concatenate([self.context_, filled])
         memory = self._memory(detector)
-        keep = memory if memory is not None else getattr(detector, "lags", 1)
-        seen = len(self.context_)
-        self.context_ = joined[-keep:].copy()
+        before, self.context_ = self.context_, joined[-(memory or getattr(detector, "lags", 1)) :].copy()
         if memory is not None:
-            return _with_gaps(detector, joined, X, seen)
-        if hasattr(detector, "live_mass_"):
+            return detector.anomaly_score(np.concatenate([before, X]))[seen:]
+        if isinstance(detector, HalfSpaceTrees):
             return _through_trees(detector, joined, seen)
         return np.array([detector.update(x) for x in X])
+
+    # ---- words -----------------------------------------------------------------------------------------------
+    def _names(self, n: int) -> list[str]:
+        return self.channels if self.channels is not None and len(self.channels) == n else [f"x{j}" for j in range(n)]
+
+    def _take_notes(self) -> None:
+        self.notes_ += self.clock_.notes
+        self.clock_.notes = []
+
+    def _watch(self, X: NDArray[np.float64]) -> None:
+        """Tell of channels that fall silent for as long as the warm-up, and of those that come back."""
+        gone = np.isnan(X)
+        for j in np.flatnonzero(gone.any(axis=0) | (self.silent_ > 0)):
+            heard = np.flatnonzero(~gone[:, j])
+            was = int(self.silent_[j])
+            longest = was + (int(heard[0]) if heard.size else len(X))
+            self.silent_[j] = len(X) - 1 - heard[-1] if heard.size else longest
+            name = repr(self._names(X.shape[1])[j])
+            if was < self.warmup <= longest:
+                self.notes_.append(f"channel {name} has had no value for {self.warmup:,} steps")
+            if longest >= self.warmup and heard.size:
+                self.notes_.append(f"channel {name} is back after {longest:,} steps without a value")
+
+    def _stamp(self, step: int, base: int, t: NDArray) -> float | int:
+        return t[step - base].item() if step >= base else self.stamps_[step]
+
+    def _frame(self, value: NDArray, stamp: float | int) -> SeriesFrame:
+        time = np.array([stamp])
+        time = time.view("datetime64[us]") if self.clock_.calendar else time.astype(np.float64)
+        names = self._names(len(value))
+        return SeriesFrame("", time, value[None], names, np.zeros(1, dtype=np.int64), time_zone=self.time_zone)
+
+    def _when(self, stamp: float | int) -> str:
+        return self._frame(np.empty(0), stamp).when(0) if self.clock_.calendar else f"{stamp:.15g}"
+
+    def _event(
+        self,
+        kind: str,
+        event: Event,
+        cut: float,
+        base: int | None = None,
+        t: NDArray | None = None,
+        blame: tuple[tuple[str, ...], dict[str, float]] = ((), {}),
+    ) -> LiveEvent:
+        t = np.empty(0) if t is None else t
+        base = event.stop if base is None else base
+        start, last, peak = (self._when(self._stamp(s, base, t)) for s in (event.start, event.stop - 1, event.peak))
+        steps, score = event.stop - event.start, float(event.score)
+        return LiveEvent(kind, self.n_events_, start, last, peak, steps, score, float(cut), *blame)
+
+    def _blame(self, before: NDArray, X: NDArray, t: NDArray, i: int) -> tuple[tuple[str, ...], dict[str, float]]:
+        """Return the reasons for the score of step ``i`` in words, and the share of each channel."""
+        reach = self._memory(self.detector_) or getattr(self.detector_, "lags", 1)
+        past = np.concatenate([before, forward_filled(X[:i], before[-1] if len(before) else X[0])])[-reach:]
+        part = np.maximum(self.detector_.explain(np.concatenate([past, X[i : i + 1]]))[-1], 0.0)
+        part = part / part.sum() if part.sum() > 0 else np.zeros(len(part))
+        frame = self._frame(X[i], t[i].item())
+        shares = {c: round(float(v), 4) for c, v in zip(frame.channels, part, strict=True)}
+        return _reasons(frame, 0, part, self.usual_), shares
+
+
+def _spread(X: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the row of each step, NaN for a missing one."""
+    if not len(X):
+        return np.empty((len(rows), X.shape[1]))
+    return np.where(rows[:, None] < 0, np.nan, X[rows])
+
+
+def _through_trees(detector: HalfSpaceTrees, joined: NDArray[np.float64], seen: int) -> NDArray[np.float64]:
+    """Score and count all rows from ``seen`` on: ``update`` in one call of the kernel."""
+    from skerry.kernels.half_space import stream_masses
+
+    rows = detector._rows(joined)[seen:]
+    masses = (detector.live_mass_, detector.latest_, detector.seen_)
+    found = stream_masses(rows, detector.column_, detector.split_, *masses, detector.window, detector._limit)
+    return detector._grade(found)
