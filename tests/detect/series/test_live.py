@@ -41,7 +41,7 @@ def test_a_cut_at_every_step_loses_and_repeats_nothing(tmp_path):
 
 
 def test_a_gap_longer_than_allowed_ends_the_event_and_starts_anew():
-    X, t = series(), np.arange(400)
+    X, t = series(), np.arange(400.0)
     t = np.where(np.arange(400) >= 253, t + 5000, t)
     follower = live()
     told = follower.feed(X, t)
