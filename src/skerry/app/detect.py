@@ -42,6 +42,9 @@ def detect(
     merge_gap: Annotated[int, typer.Option(min=0, help="Series: unflagged steps inside one event.")] = 10,
     min_length: Annotated[int, typer.Option(min=1, help="Series: steps of the shortest event.")] = 1,
     cooldown: Annotated[int, typer.Option(min=0, help="Series: silent steps after an event.")] = 0,
+    follow: Annotated[bool, typer.Option(help="Series: tell events of standard input as they happen.")] = False,
+    state: Annotated[Path | None, typer.Option(help="With --follow: saved here, and resumed from here.")] = None,
+    warmup: Annotated[int, typer.Option(min=20, help="With --follow: rows learned from first.")] = 500,
 ) -> None:
     """Find the rows of a table, or the moments of a series, that do not belong, and say why.
 
@@ -52,6 +55,19 @@ def detect(
     use_threads(threads)
     if kind not in ("auto", "table", "series"):
         raise typer.BadParameter(f"--kind must be auto, table or series, got {kind!r}")
+    if follow:
+        from skerry.app.detect_follow import follow as follow_stream
+
+        if path != "-" or kind == "table" or by is not None:
+            raise typer.BadParameter(
+                "--follow reads one series from standard input: tail -f FILE | skerry detect - ..."
+            )
+        _check_outputs(state, source=path)
+        alarm = {"merge_gap": merge_gap, "min_length": min_length, "cooldown": cooldown}
+        follow_stream(detector, threshold, as_json, seed, time, label, alarm, state, warmup)
+        return
+    if state is not None:
+        raise typer.BadParameter("--state goes with --follow")
     from skerry.core.errors import ParameterError
     from skerry.core.threshold import parse_threshold
 
