@@ -45,6 +45,8 @@ _PACKAGES = (
     "faiss-cpu",
     "outrank",
     "statsmodels",
+    "fastHDMI",
+    "KDEpy",
 )
 
 
