@@ -14,8 +14,12 @@ from skerry.core.persistence import load, save
 from skerry.core.threshold import Conformal
 from skerry.detect.series.registry import SERIES_DETECTORS, make_series_detector
 
-SMALL: dict[str, dict] = {}  # smaller budgets for the slow ones
-TORCH: set[str] = set()
+SMALL: dict[str, dict] = {  # smaller budgets for the slow ones
+    "imdiffusion": {"window": 24, "mask_split": 4, "n_steps": 6, "vote_last": 3, "vote_every": 1, "channels": 8}
+    | {"n_layers": 1, "n_heads": 2, "train_stride": 12, "batch_size": 8, "max_epochs": 10, "patience": None}
+    | {"learning_rate": 1e-2, "scale": 1.0, "base_rate": 0.01},
+}
+TORCH: set[str] = {"imdiffusion"}
 
 
 @pytest.fixture(params=sorted(SERIES_DETECTORS))

@@ -6,6 +6,7 @@ NAMES = {
     "Ensemble": "skerry.detect.series.ensemble",
     "Forecast": "skerry.detect.series.forecast",
     "HalfSpaceTrees": "skerry.detect.series.half_space_trees",
+    "ImDiffusion": "skerry.detect.series.imdiffusion",
     "MatrixProfile": "skerry.detect.series.matrix_profile",
     "SeasonalResidual": "skerry.detect.series.seasonal_residual",
     "SpectralResidual": "skerry.detect.series.spectral_residual",

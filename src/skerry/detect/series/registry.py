@@ -15,6 +15,7 @@ SERIES_DETECTORS: dict[str, str] = {
     "ensemble": "Ensemble",
     "forecast": "Forecast",
     "half-space-trees": "HalfSpaceTrees",
+    "imdiffusion": "ImDiffusion",
     "matrix-profile": "MatrixProfile",
     "seasonal-residual": "SeasonalResidual",
     "spectral-residual": "SpectralResidual",

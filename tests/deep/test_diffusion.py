@@ -1,0 +1,127 @@
+"""The schedule, the masks and the network that ImDiffusion is made of."""
+
+import pytest
+
+pytest.importorskip("torch", reason="needs the extra 'deep'")
+
+import torch
+
+from skerry.deep.diffusion import DiffusionSchedule
+from skerry.deep.diffusion_imputer import DiffusionImputer, grating
+from skerry.deep.imputation_net import ImputationNet
+
+
+def small(features=3, window=12, conditional=False, n_steps=10):
+    torch.manual_seed(0)
+    net = ImputationNet(features, window, channels=8, n_layers=2, n_heads=2, conditional=conditional)
+    return DiffusionImputer(net, 4, n_steps, conditional)
+
+
+def with_head(imputer):
+    torch.nn.init.normal_(imputer.net.head.weight)
+    imputer.net.eval()
+    return imputer
+
+
+def test_schedule():
+    s = DiffusionSchedule(50, dtype=torch.float64)
+    assert (s.abar.diff() < 0).all()
+    assert float(s.abar[0]) == pytest.approx(0.9999)
+    assert float(s.abar[-1]) == pytest.approx(3.354e-5, rel=0.01)
+
+
+def test_the_chain_has_the_moments_of_a_jump():
+    s = DiffusionSchedule(50)
+    generator = torch.Generator().manual_seed(0)
+    chain = s.chain(torch.full((40_000,), 10.0), lambda x: torch.randn(x.shape, generator=generator))
+    for t in (0, 10, 25, 35):
+        assert float(chain[t].mean()) == pytest.approx(10.0 * float(s.abar[t].sqrt()), rel=0.03)
+        assert float(chain[t].var()) == pytest.approx(1.0 - float(s.abar[t]), rel=0.03)
+
+
+def test_an_oracle_of_the_noise_brings_the_data_back():
+    s = DiffusionSchedule(50, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype)  # noqa: E731
+    x0 = torch.linspace(0, 20, 30, dtype=torch.float64)
+    x = draw(x0)
+    for t in range(49, -1, -1):
+        x = s.reverse(x, (x - s.abar[t].sqrt() * x0) / (1.0 - s.abar[t]).sqrt(), t, draw)
+    torch.testing.assert_close(x, x0, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("window", "split"), [(100, 10), (64, 8), (7, 3), (5, 5), (1, 1)])
+def test_the_two_gratings_are_complementary(window, split):
+    masks = grating(window, split)
+    assert (masks.sum(dim=0) == 1).all()
+    assert set(masks.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_every_cell_is_imputed_once_and_only_where_hidden(monkeypatch):
+    imputer = small()
+    seen_masks = []
+
+    def predict(x, clean, shown, t, policy):
+        seen_masks.append((shown, policy))
+        return torch.zeros_like(x)
+
+    monkeypatch.setattr(imputer, "predict", predict)
+    x, seen = torch.rand(2, 3, 12), torch.ones(2, 3, 12)
+    seen[0, 1, 4] = 0.0
+    ((t, y),) = imputer.sample(x, seen, [0], 5)
+    assert t == 0 and y.shape == (2, 3, 12)
+    shown, policy = seen_masks[0]
+    assert policy.tolist() == [0, 0, 1, 1]
+    total = shown[:2] + shown[2:]
+    assert float(total[0, 1, 4]) == 0.0  # no value: hidden in both policies
+    torch.testing.assert_close(total, seen)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_an_untrained_network_predicts_zero(conditional):
+    imputer = small(conditional=conditional)
+    zero, x = torch.zeros(2, dtype=torch.long), torch.rand(2, 3, 12)
+    assert (imputer.predict(x, x, torch.ones_like(x), zero, zero) == 0).all()
+
+
+def test_shown_and_missing_cells_do_not_enter_the_loss():
+    imputer = with_head(small())
+    x, seen, zero = torch.rand(2, 3, 12), torch.ones(2, 3, 12), torch.zeros(2, dtype=torch.long)
+    seen[1, 2, 5] = 0.0
+    shown = imputer.gratings[zero][:, None].expand(2, 3, 12)
+    noise = torch.randn(2, 3, 12)
+    target = noise.clone().requires_grad_()
+    fixed = imputer.schedule.noised(x, zero + 3, noise)
+    imputer.schedule.noised = lambda *_: fixed  # the noise of the target alone
+    imputer.loss(x, seen, shown, zero + 3, zero, target).backward()
+    out = (shown == 1) | (seen == 0)
+    assert (target.grad[out] == 0).all()
+    assert (target.grad[~out] != 0).all()
+
+
+def test_channels_may_change_places_with_their_embedding():
+    imputer = with_head(small(features=4))
+    x, order = torch.rand(2, 4, 12, 1), torch.tensor([2, 0, 3, 1])
+    t, policy = torch.tensor([3, 7]), torch.tensor([0, 1])
+    with torch.no_grad():
+        y = imputer.net(x, t, policy)
+        imputer.net.channel.weight.copy_(imputer.net.channel.weight[order].clone())
+        torch.testing.assert_close(imputer.net(x[:, order], t, policy), y[:, order], atol=1e-5, rtol=0)
+
+
+def test_step_policy_and_mask_reach_the_output():
+    imputer = with_head(small(conditional=True))
+    x, one = torch.rand(1, 3, 12), torch.ones(1, dtype=torch.long)
+    with torch.no_grad():
+        y = imputer.predict(x, x, torch.ones_like(x), one, one)
+        assert not torch.allclose(y, imputer.predict(x, x, torch.ones_like(x), 5 * one, one))
+        assert not torch.allclose(y, imputer.predict(x, x, torch.ones_like(x), one, 0 * one))
+        assert not torch.allclose(y, imputer.predict(x, x, torch.zeros_like(x), one, one))
+
+
+def test_the_unconditional_network_sees_no_clean_value():
+    imputer = with_head(small())
+    x, one = torch.rand(1, 3, 12), torch.ones(1, dtype=torch.long)
+    with torch.no_grad():
+        y = imputer.predict(x, x, torch.ones_like(x), one, one)
+        torch.testing.assert_close(y, imputer.predict(x, 9 * x, torch.zeros_like(x), one, one))
