@@ -1,4 +1,8 @@
-"""Hyperspheres around sampled rows, each reaching to the nearest other row of its sample (INNE)."""
+"""Hyperspheres around sampled rows, each reaching to the nearest other row of its sample (INNE).
+
+A block of rows lies transposed in the first-level cache, so that one ball is measured against many rows at once.
+Radii come from the same loop as the distances to them: a centre lies exactly on the ball of its nearest neighbour.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,36 @@ from numba import njit, prange
 
 __all__ = ["attribute_isolation", "grow_balls", "isolation"]
 
+BLOCK = 128  # rows measured at once
 
-@njit(cache=True, nogil=True, inline="always")
-def _distance(a, b):
-    total = 0.0
-    for j in range(a.size):
-        total += (a[j] - b[j]) ** 2
-    return math.sqrt(total)
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _squares(columns, centre, out):
+    """Write squared distances of the block ``columns`` (d, BLOCK) to ``centre`` (d,); sums run in column order."""
+    d = centre.size
+    out[:] = 0.0
+    whole = d - d % 4
+    for j in range(0, whole, 4):
+        c0, c1, c2, c3 = centre[j], centre[j + 1], centre[j + 2], centre[j + 3]
+        l0, l1, l2, l3 = columns[j], columns[j + 1], columns[j + 2], columns[j + 3]
+        for t in range(BLOCK):
+            g0, g1, g2, g3 = l0[t] - c0, l1[t] - c1, l2[t] - c2, l3[t] - c3
+            total = out[t] + g0 * g0
+            total += g1 * g1
+            total += g2 * g2
+            out[t] = total + g3 * g3
+    for j in range(whole, d):
+        c, line = centre[j], columns[j]
+        for t in range(BLOCK):
+            gap = line[t] - c
+            out[t] += gap * gap
+
+
+@njit(cache=True, nogil=True)
+def _transpose(X, start, size, columns):
+    for i in range(size):
+        for j in range(X.shape[1]):
+            columns[j, i] = X[start + i, j]
 
 
 @njit(cache=True, parallel=True, nogil=True)
@@ -25,52 +52,80 @@ def grow_balls(centres):
     A radius is the distance to the nearest other centre of the same sample; a term is
     ``1 - radius of that centre / own radius``. A ball without reach (copies, a sample of one row) has term 0.
     """
-    t, m, _ = centres.shape
+    t, m, d = centres.shape
     radii, terms = np.zeros((t, m)), np.zeros((t, m))
     for s in prange(t):
+        columns, squares = np.zeros((d, BLOCK)), np.empty(BLOCK)
         nearest = np.zeros(m, dtype=np.int64)
+        best = np.full(m, np.inf)
+        for start in range(0, m, BLOCK):
+            size = min(BLOCK, m - start)
+            _transpose(centres[s], start, size, columns)
+            for a in range(m):
+                _squares(columns, centres[s, a], squares)
+                for b in range(size):
+                    if start + b != a and squares[b] < best[a]:
+                        best[a] = squares[b]
+                        nearest[a] = start + b
         for a in range(m):
-            best = np.inf
-            for b in range(m):
-                if a != b:
-                    gap = _distance(centres[s, a], centres[s, b])
-                    if gap < best:
-                        best = gap
-                        nearest[a] = b
-            radii[s, a] = best if m > 1 else 0.0
+            radii[s, a] = math.sqrt(best[a]) if m > 1 else 0.0
         for a in range(m):
             if radii[s, a] > 0.0:
                 terms[s, a] = 1.0 - radii[s, nearest[a]] / radii[s, a]
     return radii, terms
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _smallest_ball(x, centres, radii):
-    """Return (the smallest ball that covers ``x`` or -1, the nearest centre); ties go to the first."""
-    ball, nearest = -1, 0
-    radius, least = np.inf, np.inf
-    for a in range(radii.size):
-        gap = _distance(x, centres[a])
-        if gap < least:
-            least = gap
-            nearest = a
-        if gap <= radii[a] and radii[a] < radius:
-            radius = radii[a]
-            ball = a
-    return ball, nearest
+@njit(cache=True, nogil=True)
+def _largest_square(radius):
+    """Return the largest number whose root is not above ``radius``."""
+    square = radius * radius
+    while math.sqrt(square) > radius:
+        square = np.nextafter(square, 0.0)
+    while True:
+        above = np.nextafter(square, np.inf)
+        if math.sqrt(above) > radius:
+            return square
+        square = above
+
+
+@njit(cache=True, nogil=True)
+def _by_size(radii):
+    """Return each sample's balls, largest first (of equals the last), and their squared radii."""
+    t, m = radii.shape
+    order = np.empty((t, m), dtype=np.int64)
+    reach = np.empty((t, m))
+    for s in range(t):
+        order[s] = np.argsort(radii[s], kind="mergesort")[::-1]
+        for a in range(m):
+            reach[s, a] = _largest_square(radii[s, order[s, a]])
+    return order, reach
 
 
 @njit(cache=True, parallel=True, nogil=True)
 def isolation(X, centres, radii, terms):
     """Return the mean isolation of the rows of ``X`` (n, d) float64 over the samples, (n,) float64."""
-    n, t = X.shape[0], radii.shape[0]
+    n, d = X.shape
+    t, m = radii.shape
+    order, reach = _by_size(radii)
     out = np.empty(n)
-    for i in prange(n):
-        total = 0.0
+    for block in prange((n + BLOCK - 1) // BLOCK):
+        start = block * BLOCK
+        size = min(BLOCK, n - start)
+        columns, squares = np.zeros((d, BLOCK)), np.empty(BLOCK)
+        value, total = np.empty(BLOCK), np.zeros(BLOCK)
+        _transpose(X, start, size, columns)
         for s in range(t):
-            ball, _ = _smallest_ball(X[i], centres[s], radii[s])
-            total += 1.0 if ball < 0 else terms[s, ball]
-        out[i] = total / t
+            value[:] = 1.0
+            for a in range(m):  # smaller balls overwrite larger ones
+                ball = order[s, a]
+                _squares(columns, centres[s, ball], squares)
+                term, limit = terms[s, ball], reach[s, a]
+                for i in range(BLOCK):
+                    value[i] = term if squares[i] <= limit else value[i]
+            for i in range(BLOCK):
+                total[i] += value[i]
+        for i in range(size):
+            out[start + i] = total[i] / t
     return out
 
 
@@ -81,17 +136,38 @@ def attribute_isolation(X, centres, radii, terms):
     A row that no ball covers is compared with the nearest centre; a row on its centre is split evenly.
     """
     n, d = X.shape
-    t = radii.shape[0]
+    t, m = radii.shape
+    order, reach = _by_size(radii)
     out = np.zeros((n, d))
-    for i in prange(n):
+    for block in prange((n + BLOCK - 1) // BLOCK):
+        start = block * BLOCK
+        size = min(BLOCK, n - start)
+        columns, squares = np.zeros((d, BLOCK)), np.empty(BLOCK)
+        least, parts = np.empty(BLOCK), np.empty(d)
+        nearest, chosen = np.empty(BLOCK, dtype=np.int64), np.empty(BLOCK, dtype=np.int64)
+        _transpose(X, start, size, columns)
         for s in range(t):
-            ball, nearest = _smallest_ball(X[i], centres[s], radii[s])
-            value = (1.0 if ball < 0 else terms[s, ball]) / t
-            at = nearest if ball < 0 else ball
-            gap = _distance(X[i], centres[s, at])
-            for j in range(d):
-                if gap > 0.0:
-                    out[i, j] += value * ((X[i, j] - centres[s, at, j]) / gap) ** 2
-                else:
-                    out[i, j] += value / d
+            least[:] = np.inf
+            nearest[:] = 0
+            chosen[:] = -1
+            for a in range(m):
+                ball = order[s, a]
+                _squares(columns, centres[s, ball], squares)
+                for i in range(size):
+                    if squares[i] < least[i] or (squares[i] == least[i] and ball < nearest[i]):
+                        least[i] = squares[i]
+                        nearest[i] = ball
+                    if squares[i] <= reach[s, a]:
+                        chosen[i] = ball
+            for i in range(size):
+                value = (1.0 if chosen[i] < 0 else terms[s, chosen[i]]) / t
+                at = nearest[i] if chosen[i] < 0 else chosen[i]
+                largest, total = 0.0, 0.0
+                for j in range(d):
+                    largest = max(largest, abs(columns[j, i] - centres[s, at, j]))
+                for j in range(d):
+                    parts[j] = ((columns[j, i] - centres[s, at, j]) / largest) ** 2 if largest > 0.0 else 1.0
+                    total += parts[j]
+                for j in range(d):
+                    out[start + i, j] += value * parts[j] / total
     return out

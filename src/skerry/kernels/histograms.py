@@ -38,12 +38,13 @@ def count_bins(X, low, per_unit, n_bins):
     """
     n, d = X.shape
     counts = np.zeros((N_PARTS, d, n_bins.max()), dtype=np.int64)
+    last = n_bins - 1.0
     for part in prange(N_PARTS):
         own = counts[part]
         for i in range(part * n // N_PARTS, (part + 1) * n // N_PARTS):
             for j in range(d):
                 at = (np.float64(X[i, j]) - low[j]) * per_unit[j]
-                own[j, np.int64(min(max(at, 0.0), n_bins[j] - 1.0))] += 1
+                own[np.uint64(j), np.uint64(min(max(at, 0.0), last[j]))] += 1  # unsigned: no test for negatives
     return counts.sum(axis=0)
 
 
@@ -53,7 +54,7 @@ def _term(v, j, low, high, per_unit, n_bins, terms, empty):
         return empty[j] + np.log1p(min((low[j] - v) * per_unit[j], 1e300))
     if v > high[j]:
         return empty[j] + np.log1p(min((v - high[j]) * per_unit[j], 1e300))
-    return terms[j, np.int64(min((v - low[j]) * per_unit[j], n_bins[j] - 1.0))]
+    return terms[np.uint64(j), np.uint64(min((v - low[j]) * per_unit[j], n_bins[j] - 1.0))]
 
 
 @njit(cache=True, parallel=True, nogil=True)

@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-__all__ = ["GROUP", "LANES", "TILE", "aligned", "measure", "scratch", "search_others", "search_self"]
+__all__ = ["GROUP", "LANES", "PARTS", "TILE", "aligned", "measure", "scratch", "search_others", "search_self"]
 
 TILE = 512  # rows of a block: eight coordinates of them fill half of a first-level cache
 LANES = TILE + 16  # a row's stride in memory; 512 alone would map every coordinate to the same cache sets
@@ -292,16 +292,16 @@ def aligned(*shape: int) -> NDArray[np.float32]:
     return raw[at : at + size].reshape(shape)
 
 
-def scratch(lines: int) -> tuple[NDArray, ...]:
-    """Return the work space of the searches: two blocks and a few rows for each share of the work."""
+def scratch(lines: int, parts: int = PARTS) -> tuple[NDArray, ...]:
+    """Return the work space of a search: two blocks and a few rows for each share of the work."""
     return (
-        aligned(PARTS, lines, LANES),
-        aligned(PARTS, lines, LANES),
-        aligned(PARTS, 2, TILE),
-        aligned(PARTS, LANES),
-        aligned(PARTS, LANES),
-        aligned(PARTS, TILE),
-        np.empty((PARTS, TILE + 1), dtype=np.int64),
+        aligned(parts, lines, LANES),
+        aligned(parts, lines, LANES),
+        aligned(parts, 2, TILE),
+        aligned(parts, LANES),
+        aligned(parts, LANES),
+        aligned(parts, TILE),
+        np.empty((parts, TILE + 1), dtype=np.int64),
     )
 
 
@@ -367,7 +367,7 @@ def search_others(
     top_i = np.full((m, k), X.shape[0])
     reach = np.full(m, np.inf)
     work = np.zeros(n_queries, dtype=np.int64)
-    parts = min(PARTS, n_queries)
+    parts = V.shape[0]
     for p in prange(parts):
         distance = np.empty(n_blocks)
         for a in range(p, n_queries, parts):

@@ -18,7 +18,7 @@ from skerry.kernels.neighbour_blocks import cut_blocks, find_axes
 __all__ = ["NeighbourIndex", "RowTable", "distinct_rows", "multiplicities"]
 
 SAMPLE = 64  # rows whose search is counted to choose the form
-TREE_WORK = 24_000  # multiplications per query above which the blocks beat the tree
+TREE_WORK = 55_000  # multiplications per query above which the blocks beat the tree (measured at d = 4 and 6)
 
 
 class NeighbourIndex:
@@ -73,13 +73,15 @@ class NeighbourIndex:
         self._tree = cKDTree(self._rows, leafsize=16, balanced_tree=False, compact_nodes=True)
         self.algorithm_ = "tree"
 
-    def _state(self) -> tuple:
+    def _state(self, parts: int) -> tuple:
         blocks, axes = self._blocks, self._axes
-        return (*blocks.as_queries(), blocks.half, axes.place, axes.head, axes.haze, *tiles.scratch(axes.lines))
+        place = (axes.place, axes.head, axes.haze)
+        return (*blocks.as_queries(), blocks.half, *place, *tiles.scratch(axes.lines, parts))
 
     def _search(self, Q: NDArray, k: int) -> tuple[NDArray, NDArray, NDArray]:
-        queries = cut_blocks(Q, self._axes).as_queries()
-        return tiles.search_others(Q, k, *queries, self._rows, *self._state())
+        queries = cut_blocks(Q, self._axes)
+        parts = min(tiles.PARTS, queries.first.size - 1)
+        return tiles.search_others(Q, k, *queries.as_queries(), self._rows, *self._state(parts))
 
     def query(self, Q: NDArray, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Return distances and row numbers of the ``min(k, u)`` nearest rows, nearest first.
@@ -111,4 +113,4 @@ class NeighbourIndex:
         k = min(k, self.n_rows)
         if self._tree is not None or k == 0:
             return self.query(self._rows, k)
-        return tiles.search_self(self._rows, k, *self._state())
+        return tiles.search_self(self._rows, k, *self._state(tiles.PARTS))

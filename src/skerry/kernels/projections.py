@@ -1,27 +1,150 @@
-"""Sparse projections of rows: each direction names its few columns and their weights."""
+"""Sparse projections of rows, and their histograms: each direction names its few columns and their weights.
+
+A block of rows lies transposed in the first-level cache; a direction is a few multiplications along it, and its range,
+its counts or its terms are taken there and then, so that the projections themselves are never stored. A row's sums
+run in one order, so they depend neither on the rows beside it nor on the kernel.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit, prange
 
-__all__ = ["project"]
+__all__ = ["project", "projection_counts", "projection_range", "projection_scores"]
+
+BLOCK = 256  # rows projected at once
+N_PARTS = 16  # a fixed number, so that memory and results do not depend on the threads
+
+
+@njit(cache=True, nogil=True)
+def _transpose(X, start, size, block):
+    for i in range(size):
+        for j in range(X.shape[1]):
+            block[j, i] = X[start + i, j]
+
+
+@njit(cache=True, nogil=True)
+def _along(block, columns, weights, p, z):
+    """Write the projections of a block (d, BLOCK) on direction ``p``."""
+    z[:] = 0.0
+    for j in range(columns.shape[1]):
+        line, w = block[columns[p, j]], weights[p, j]
+        for i in range(BLOCK):
+            z[i] += w * line[i]
 
 
 @njit(cache=True, parallel=True, nogil=True)
 def project(X, columns, weights):
     """Return (n, k) float64: ``sum_j weights[p, j] * X[i, columns[p, j]]``.
 
-    ``X`` float64 (n, d), ``columns`` int64 and ``weights`` float64 (k, m). A row's sums are added in one order,
-    so they do not depend on the rows beside it.
+    ``X`` (n, d), ``columns`` int64 and ``weights`` float64 (k, m).
     """
-    n = X.shape[0]
-    k, m = columns.shape
+    n, d = X.shape
+    k = columns.shape[0]
     out = np.empty((n, k))
-    for i in prange(n):
+    for b in prange((n + BLOCK - 1) // BLOCK):
+        start, block, z = b * BLOCK, np.zeros((d, BLOCK)), np.empty(BLOCK)
+        size = min(BLOCK, n - start)
+        _transpose(X, start, size, block)
         for p in range(k):
-            total = 0.0
-            for j in range(m):
-                total += weights[p, j] * X[i, columns[p, j]]
-            out[i, p] = total
+            _along(block, columns, weights, p, z)
+            for i in range(size):
+                out[start + i, p] = z[i]
+    return out
+
+
+@njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc"})
+def _extremes(z, size):
+    low = high = z[0]
+    for i in range(size):
+        v = z[i]
+        low = v if v < low else low
+        high = v if v > high else high
+    return low, high
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def projection_range(X, columns, weights):
+    """Return the least and the largest projection on each direction, each (k,) float64."""
+    n, d = X.shape
+    k = columns.shape[0]
+    lows, highs = np.full((N_PARTS, k), np.inf), np.full((N_PARTS, k), -np.inf)
+    for part in prange(N_PARTS):
+        block, z = np.zeros((d, BLOCK)), np.empty(BLOCK)
+        last = (part + 1) * n // N_PARTS
+        for start in range(part * n // N_PARTS, last, BLOCK):
+            size = min(BLOCK, last - start)
+            _transpose(X, start, size, block)
+            for p in range(k):
+                _along(block, columns, weights, p, z)
+                low, high = _extremes(z, size)
+                lows[part, p] = min(lows[part, p], low)
+                highs[part, p] = max(highs[part, p], high)
+    low, high = lows[0].copy(), highs[0].copy()
+    for part in range(1, N_PARTS):
+        low, high = np.minimum(low, lows[part]), np.maximum(high, highs[part])
+    return low, high
+
+
+@njit(cache=True, nogil=True)
+def _bins(z, low, per_unit, last, out):
+    for i in range(BLOCK):
+        at = (z[i] - low) * per_unit
+        at = at if at > 0.0 else 0.0
+        out[i] = np.int32(at if at < last else last)
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def projection_counts(X, columns, weights, low, per_unit, n_bins):
+    """Return counts (k, max(n_bins)) int64; a projection falls in bin ``(z - low) * per_unit``, clipped."""
+    n, d = X.shape
+    k, most = columns.shape[0], n_bins.max()
+    counts = np.zeros((N_PARTS, k * most), dtype=np.int64)
+    for part in prange(N_PARTS):
+        own = counts[part]
+        block, z, at = np.zeros((d, BLOCK)), np.empty(BLOCK), np.empty(BLOCK, dtype=np.int32)
+        last = (part + 1) * n // N_PARTS
+        for start in range(part * n // N_PARTS, last, BLOCK):
+            size = min(BLOCK, last - start)
+            _transpose(X, start, size, block)
+            for p in range(k):
+                _along(block, columns, weights, p, z)
+                _bins(z, low[p], per_unit[p], n_bins[p] - 1.0, at)
+                for i in range(size):
+                    own[np.uint64(p * most + at[i])] += 1
+    return counts.sum(axis=0).reshape(k, most)
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def projection_scores(X, columns, weights, low, high, per_unit, n_bins, terms, empty):
+    """Return the sum over directions of the term of each projection's bin, (n,) float64.
+
+    Outside [low, high] the term is ``empty + log(1 + distance in bins)``.
+    """
+    n, d = X.shape
+    k, most = terms.shape
+    flat = terms.reshape(k * most)
+    out = np.empty(n)
+    for b in prange((n + BLOCK - 1) // BLOCK):
+        start = b * BLOCK
+        size = min(BLOCK, n - start)
+        block, z, at = np.zeros((d, BLOCK)), np.empty(BLOCK), np.empty(BLOCK, dtype=np.int32)
+        total = np.zeros(BLOCK)
+        _transpose(X, start, size, block)
+        for p in range(k):
+            _along(block, columns, weights, p, z)
+            _bins(z, low[p], per_unit[p], n_bins[p] - 1.0, at)
+            least, most_seen = _extremes(z, size)
+            if least >= low[p] and most_seen <= high[p]:
+                for i in range(size):
+                    total[i] += flat[np.uint64(p * most + at[i])]
+                continue
+            for i in range(size):
+                beyond = max(low[p] - z[i], z[i] - high[p])
+                if beyond > 0.0:
+                    total[i] += empty[p] + np.log1p(min(beyond * per_unit[p], 1e300))
+                else:
+                    total[i] += flat[np.uint64(p * most + at[i])]
+        for i in range(size):
+            out[start + i] = total[i]
     return out

@@ -91,7 +91,7 @@ def automatic_bins(X: NDArray, span: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return a number of bins for each column of ``X`` (n, d) with range ``span`` (d,)."""
     n = X.shape[0]
     rows = np.unique(np.linspace(0, n - 1, min(n, SAMPLE_ROWS)).astype(np.int64))
-    quarters = np.quantile(X[rows].astype(np.float64), [0.25, 0.75], axis=0)
+    quarters = np.quantile(np.ascontiguousarray(X[rows].T, dtype=np.float64), [0.25, 0.75], axis=1)
     iqr = quarters[1] - quarters[0]
     spread = iqr > 1e-290
     wanted = np.where(spread, span / np.where(spread, 2.0 * iqr, 1.0) * n ** (1 / 3), np.log2(n) + 1.0)

@@ -15,13 +15,13 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skerry.core.detector import Detector
-from skerry.kernels.histograms import column_range, count_bins, look_up, look_up_terms
-from skerry.kernels.projections import project
+from skerry.kernels.histograms import look_up_terms
+from skerry.kernels.projections import project, projection_counts, projection_range, projection_scores
 
 __all__ = ["LODA"]
 
 FEWEST, MOST = 10, 200  # bins under "auto"
-BLOCK_VALUES = 1 << 20  # projected values held at a time
+BLOCK_VALUES = 1 << 20  # projected values held at a time by explain
 
 
 class LODA(Detector):
@@ -88,16 +88,13 @@ class LODA(Detector):
         k, kept = self.n_projections, math.ceil(math.sqrt(d))
         self.columns_ = np.array([np.sort(rng.permutation(d)[:kept]) for _ in range(k)], dtype=np.int64)
         self.weights_ = rng.normal(size=(k, kept))
-        self.low_, self.high_ = np.full(k, np.inf), np.full(k, -np.inf)
-        for _, Z in self._projected(X):
-            low, high = column_range(Z)
-            self.low_, self.high_ = np.minimum(self.low_, low), np.maximum(self.high_, high)
+        self.low_, self.high_ = projection_range(X, self.columns_, self.weights_)
         span = self.high_ - self.low_
         flat = span < 1e-290  # one value: one bin of width 1
         bins = min(max(math.ceil(2 * n ** (1 / 3)), FEWEST), MOST) if self.n_bins == "auto" else self.n_bins
         self.n_bins_ = np.where(flat, 1, bins).astype(np.int64)
         self.per_unit_ = np.where(flat, 1.0, self.n_bins_ / np.where(flat, 1.0, span))
-        counts = sum(count_bins(Z, self.low_, self.per_unit_, self.n_bins_) for _, Z in self._projected(X))
+        counts = projection_counts(X, self.columns_, self.weights_, self.low_, self.per_unit_, self.n_bins_)
         width = -np.log(self.per_unit_)
         self.terms_ = np.log(n / np.maximum(counts, 0.5)) + width[:, None]
         self.empty_ = np.log(2.0 * n) + width
@@ -107,16 +104,13 @@ class LODA(Detector):
         step = max(1, BLOCK_VALUES // self.columns_.shape[0])
         for start in range(0, X.shape[0], step):
             rows = slice(start, start + step)
-            yield rows, project(np.ascontiguousarray(X[rows], dtype=np.float64), self.columns_, self.weights_)
+            yield rows, project(X[rows], self.columns_, self.weights_)
 
     def _state(self) -> tuple[NDArray, ...]:
         return self.low_, self.high_, self.per_unit_, self.n_bins_, self.terms_, self.empty_
 
     def _score(self, X: NDArray) -> NDArray[np.float64]:
-        out = np.empty(X.shape[0])
-        for rows, Z in self._projected(X):
-            out[rows] = look_up(Z, *self._state()) / self.columns_.shape[0]
-        return out
+        return projection_scores(X, self.columns_, self.weights_, *self._state()) / self.columns_.shape[0]
 
     def _explain(self, X: NDArray) -> NDArray[np.float64]:
         d, k = X.shape[1], self.columns_.shape[0]

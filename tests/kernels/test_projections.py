@@ -1,0 +1,57 @@
+"""Fused projections against the plain product and NumPy's histogram."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from skerry.kernels import histograms, projections
+
+VALUES = st.sampled_from([0.0, 1.0, -1.0, 0.1, 3.0, 1e100, -1e100, 1e-300])
+
+
+def directions(k, d, m, seed=0):
+    rng = np.random.default_rng(seed)
+    columns = np.array([np.sort(rng.permutation(d)[:m]) for _ in range(k)], dtype=np.int64)
+    return columns, rng.normal(size=(k, m))
+
+
+def naive(X, columns, weights):
+    out = np.zeros((len(X), len(columns)))
+    for j in range(columns.shape[1]):
+        out += weights[:, j] * X[:, columns[:, j]].astype(np.float64)
+    return out
+
+
+def check(X, k, m):
+    columns, weights = directions(k, X.shape[1], m)
+    Z = naive(X, columns, weights)
+    np.testing.assert_array_equal(projections.project(X, columns, weights), Z)
+    low, high = projections.projection_range(X, columns, weights)
+    np.testing.assert_array_equal(low, Z.min(0))
+    np.testing.assert_array_equal(high, Z.max(0))
+    n_bins = np.arange(1, k + 1)
+    span = np.where(high - low > 1e-290, high - low, 1.0)
+    per_unit = n_bins / span
+    counts = projections.projection_counts(X, columns, weights, low, per_unit, n_bins)
+    np.testing.assert_array_equal(counts, histograms.count_bins(Z, low, per_unit, n_bins))
+    assert counts.sum() == Z.size
+    terms, empty = np.log(2.0 * len(X) / np.maximum(counts, 0.5)), np.full(k, 3.0)
+    for fresh in (X, X * X.dtype.type(1.5), X[:1] - X.dtype.type(1)):
+        state = (low, high, per_unit, n_bins, terms, empty)
+        got = projections.projection_scores(fresh, columns, weights, *state)
+        want = histograms.look_up(naive(fresh, columns, weights), *state)
+        np.testing.assert_allclose(got, want, rtol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("n", "d", "k", "m"), [(1, 1, 1, 1), (700, 5, 9, 3), (4099, 10, 4, 4), (300, 2, 6, 2)])
+def test_equal_to_numpy(dtype, n, d, k, m):
+    check(np.random.default_rng(n).normal(size=(n, d)).astype(dtype), k, m)
+
+
+@settings(max_examples=40, deadline=None)
+@given(arrays(np.float64, st.tuples(st.integers(1, 20), st.integers(1, 5)), elements=VALUES))
+def test_hostile_values(X):
+    check(X, 3, min(2, X.shape[1]))
