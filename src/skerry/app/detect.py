@@ -64,6 +64,16 @@ def detect(
             )
         _check_outputs(state, source=path)
         alarm = {"merge_gap": merge_gap, "min_length": min_length, "cooldown": cooldown}
+        idle = {
+            "--out": out,
+            "--report": report,
+            "--model": model,
+            "--save-model": save_model,
+            "--reference": reference,
+        }
+        for option, given in (idle | {"--train-share": train_share, "--by": by}).items():
+            if given is not None:
+                raise typer.BadParameter(f"{option} does nothing with --follow; leave it out")
         follow_stream(detector, threshold, as_json, seed, time, label, alarm, state, warmup)
         return
     if state is not None:

@@ -40,7 +40,8 @@ def make_stream_threshold(rule: str | StreamThreshold) -> StreamThreshold:
     """Return the rule for ``"auto"``, ``"extreme:1e-4"``, ``"drift:1e-4"`` or ``"conformal:0.01"``.
 
     "extreme" is :class:`~skerry.core.stream_threshold.SPOT`, "drift" is ``DSPOT``, "conformal" is
-    ``AdaptiveConformal``; "auto" is ``extreme:1e-4``, one false alarm in ten thousand steps.
+    ``AdaptiveConformal``; "auto" is ``extreme:1e-4``, aimed at one flag in ten thousand steps that are like those
+    learned from; a series that drifts away from them flags more.
 
     Raises
     ------
