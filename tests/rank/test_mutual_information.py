@@ -9,7 +9,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from skerry.core.errors import DataError, ParameterError
 from skerry.kernels.binned_information import bin_columns
-from skerry.rank.mutual_information import MutualInformationScreen, benjamini_hochberg, mutual_information
+from skerry.rank.mutual_information_screen import MutualInformationScreen, benjamini_hochberg, mutual_information
 
 ESTIMATORS = ["fftkde", "binning", "knn", "pearson"]
 

@@ -12,7 +12,7 @@ import time
 import numpy as np
 from sklearn.feature_selection import mutual_info_classif, mutual_info_regression
 
-from skerry.rank.mutual_information import mutual_information
+from skerry.rank.mutual_information_screen import mutual_information
 
 __all__ = ["screening"]
 

@@ -19,6 +19,8 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from skerry.kernels.selection import kth_smallest
+
 __all__ = ["GROUP", "LANES", "PARTS", "TILE", "aligned", "measure", "scratch", "search_others", "search_self"]
 
 TILE = 512  # rows of a block: eight coordinates of them fill half of a first-level cache
@@ -84,26 +86,7 @@ def _kth_largest(line, size, k, work):
     """Return the k-th largest of the first ``size`` entries by quickselect on a copy."""
     for t in range(size):
         work[t] = -line[t]
-    low, high = 0, size - 1
-    while low < high:
-        pivot = work[(low + high) // 2]
-        a, b = low, high
-        while a <= b:
-            while work[a] < pivot:
-                a += 1
-            while work[b] > pivot:
-                b -= 1
-            if a <= b:
-                work[a], work[b] = work[b], work[a]
-                a += 1
-                b -= 1
-        if k - 1 <= b:
-            high = b
-        elif k - 1 >= a:
-            low = a
-        else:
-            break
-    return -work[k - 1]
+    return -kth_smallest(work, size, k)
 
 
 @njit(cache=True, nogil=True, inline="always")

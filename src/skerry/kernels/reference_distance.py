@@ -11,34 +11,10 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from skerry.kernels.selection import kth_smallest
 from skerry.kernels.threads import threads_for
 
 __all__ = ["kth_reference_distance"]
-
-
-@njit(cache=True, nogil=True)
-def _select(row, k):
-    """Return the k-th smallest entry (k from 1) by quickselect; reorders ``row``."""
-    low, high = 0, row.size - 1
-    while low < high:
-        pivot = row[(low + high) // 2]
-        a, b = low, high
-        while a <= b:
-            while row[a] < pivot:
-                a += 1
-            while row[b] > pivot:
-                b -= 1
-            if a <= b:
-                row[a], row[b] = row[b], row[a]
-                a += 1
-                b -= 1
-        if k - 1 <= b:
-            high = b
-        elif k - 1 >= a:
-            low = a
-        else:
-            break
-    return row[k - 1]
 
 
 @njit(cache=True, parallel=True, nogil=True)
@@ -54,7 +30,7 @@ def _kth_distance(X, transposed, k):
             for r in range(m):
                 difference = x - column[r]
                 squared[r] += difference * difference
-        out[i] = np.sqrt(_select(squared, k))
+        out[i] = np.sqrt(kth_smallest(squared, m, k))
     return out
 
 
