@@ -1,0 +1,163 @@
+"""How the inputs of a quantized linear layer are rounded: when the scale is set, and who shares it.
+
+Every kind computes in float32, rounds half to even and clamps before any cast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from skerry.core.errors import ModelError, ParameterError
+from skerry.quant.statistics import LayerStatistics
+
+__all__ = ["GroupDynamic", "RoundClamp", "TensorDynamic", "TensorStatic", "TokenDynamic"]
+
+TINY = 1e-12
+
+
+def _levels(bits: int, symmetric: bool) -> tuple[int, int]:
+    if not 2 <= bits <= 16:
+        raise ParameterError(f"activation bits must be 2 to 16, got {bits}")
+    top = 2 ** (bits - 1) - 1
+    return (-top if symmetric else -top - 1), top
+
+
+def _rounded(x: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Tensor:
+    """Round to the min-max grid of ranges that broadcast over ``x``."""
+    qmin, qmax = _levels(bits, symmetric)
+    if symmetric:
+        scale = (torch.maximum(-low, high) / qmax).clamp(min=TINY)
+        return torch.round(x / scale).clamp(qmin, qmax) * scale
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    scale = ((high - low) / (qmax - qmin)).clamp(min=TINY)
+    zero = torch.round(qmin - low / scale)
+    return (torch.round(x / scale + zero).clamp(qmin, qmax) - zero) * scale
+
+
+class _Dynamic:
+    needs: frozenset[str] = frozenset()
+    kind: str
+
+    def calibrated(self, statistics: LayerStatistics):
+        """Return itself: the scale is set at run time."""
+        return self
+
+
+@dataclass(frozen=True)
+class TokenDynamic(_Dynamic):
+    """One scale for every token, set at run time; ``ratio`` shrinks its range.
+
+    Examples
+    --------
+    >>> TokenDynamic(bits=4).fake(torch.tensor([[7.0, 0.4], [0.7, 0.32]]))
+    tensor([[7.0000, 0.0000],
+            [0.7000, 0.3000]])
+    """
+
+    bits: int = 8
+    symmetric: bool = True
+    ratio: float = 1.0
+
+    kind = "token_dynamic"
+
+    def fake(self, x: Tensor) -> Tensor:
+        """Return ``x`` (..., in) rounded."""
+        y = x.float()
+        low, high = y.amin(-1, keepdim=True) * self.ratio, y.amax(-1, keepdim=True) * self.ratio
+        return _rounded(y, low, high, self.bits, self.symmetric).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class TensorDynamic(_Dynamic):
+    """One scale for all tokens of a call, set at run time."""
+
+    bits: int = 8
+    symmetric: bool = True
+
+    kind = "tensor_dynamic"
+
+    def fake(self, x: Tensor) -> Tensor:
+        """Return ``x`` (..., in) rounded."""
+        y = x.float()
+        return _rounded(y, y.amin(), y.amax(), self.bits, self.symmetric).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class GroupDynamic(_Dynamic):
+    """One scale for every token and group of channels; ``unsigned`` codes 0 .. 2^b - 1 for inputs shifted above 0."""
+
+    bits: int = 4
+    group_size: int = 64
+    symmetric: bool = True
+    unsigned: bool = False
+
+    kind = "group_dynamic"
+
+    def fake(self, x: Tensor) -> Tensor:
+        """Return ``x`` (..., in) rounded.
+
+        Raises
+        ------
+        ModelError
+            If the group size does not divide the channels.
+        """
+        if x.shape[-1] % self.group_size:
+            raise ModelError(f"activation group size {self.group_size} does not divide {x.shape[-1]} channels")
+        y = x.float().unflatten(-1, (-1, self.group_size))
+        low, high = y.amin(-1, keepdim=True), y.amax(-1, keepdim=True)
+        if self.unsigned:
+            top = 2**self.bits - 1
+            scale = (high.clamp(min=0.0) / top).clamp(min=TINY)
+            rounded = torch.round(y / scale).clamp(0, top) * scale
+        else:
+            rounded = _rounded(y, low, high, self.bits, self.symmetric)
+        return rounded.flatten(-2).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class TensorStatic:
+    """One scale for everything, set from calibration.
+
+    Attributes
+    ----------
+    low, high : float or None
+        Range; None until :meth:`calibrated`.
+    """
+
+    bits: int = 8
+    symmetric: bool = True
+    low: float | None = None
+    high: float | None = None
+
+    kind = "tensor_static"
+    needs = frozenset({"range"})
+
+    def calibrated(self, statistics: LayerStatistics) -> TensorStatic:
+        """Return the quantizer with the calibration range."""
+        if statistics.low is None or statistics.high is None:
+            raise ModelError("a static activation scale needs the 'range' statistic")
+        return replace(self, low=float(statistics.low.min()), high=float(statistics.high.max()))
+
+    def fake(self, x: Tensor) -> Tensor:
+        """Return ``x`` (..., in) rounded, clipped to the range."""
+        if self.low is None or self.high is None:
+            raise ModelError("this static activation quantizer has not seen calibration data")
+        y = x.float()
+        return _rounded(y, y.new_tensor(self.low), y.new_tensor(self.high), self.bits, self.symmetric).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class RoundClamp(_Dynamic):
+    """No scale at all: the input already comes in units of its step (OutlierTune)."""
+
+    bits: int = 8
+
+    kind = "round_clamp"
+
+    def fake(self, x: Tensor) -> Tensor:
+        """Return ``x`` (..., in) rounded to integers of the signed range."""
+        top = 2 ** (self.bits - 1) - 1
+        return torch.round(x.float()).clamp(-top - 1, top).to(x.dtype)

@@ -1,0 +1,194 @@
+"""What the parts of a recipe promise each other; nothing here knows a model class.
+
+The line is: calibrate, statistics, transforms (function preserving), weight solver, storage format, activation
+quantizer, runtime. Weights are (out, in), inputs (tokens, in), both float32 when a part works on them. Settings are
+frozen dataclasses of plain values (they become JSON in the checkpoint); what was learned is a separate object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from skerry.quant.statistics import LayerStatistics
+
+__all__ = ["ActivationQuantizer", "LowRank", "QuantizedTensor", "Solved", "Solver", "SparseColumns", "SparseEntries"]
+
+
+@runtime_checkable
+class QuantizedTensor(Protocol):
+    """A stored weight: integer codes, a pair code, a float code ...; frozen, device independent."""
+
+    kind: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes as saved, without headers."""
+        ...
+
+    def dequantize(self) -> Tensor:
+        """Return float32 values (out, in), exactly those that a kernel must compute with."""
+        ...
+
+    def meta(self) -> dict[str, Any]:
+        """Return what JSON must keep: ``kind`` and the settings."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what safetensors must keep; ``from_tensors(meta, tensors)`` of the class undoes both."""
+        ...
+
+
+class Format(Protocol):
+    """A storage format of weights: a frozen dataclass, for example :class:`~skerry.quant.numerics.AffineGrid`."""
+
+    def quantize(self, W: Tensor) -> QuantizedTensor:
+        """Store ``W`` (out, in) by the format's own rule."""
+        ...
+
+    def bits_per_weight(self, shape: tuple[int, int]) -> float:
+        """Return stored bits for each weight, scales included."""
+        ...
+
+
+@dataclass(frozen=True)
+class SparseEntries:
+    """Single weights kept in 16 or 32 bits and ADDED to the quantized ones (which are 0 or compensated there)."""
+
+    rows: Tensor  # int32 (n,)
+    columns: Tensor  # int32 (n,)
+    values: Tensor  # (n,) stored dtype
+    shape: tuple[int, int]
+
+    kind = "entries"
+
+    @property
+    def nbytes(self) -> int:
+        """16-bit values and their places (a column index each and a pointer a row)."""
+        width = 2 if self.shape[1] <= 65_536 else 4
+        return len(self.values) * (self.values.element_size() + width) + 4 * (self.shape[0] + 1)
+
+    def dense(self) -> Tensor:
+        """Return a float32 (out, in) tensor of zeros and the entries."""
+        found = torch.zeros(self.shape, device=self.values.device)
+        found[self.rows.long(), self.columns.long()] = self.values.float()
+        return found
+
+
+@dataclass(frozen=True)
+class SparseColumns:
+    """Whole input columns kept in 16 or 32 bits and ADDED to the quantized weight."""
+
+    columns: Tensor  # int32 (n,)
+    values: Tensor  # (out, n) stored dtype
+    shape: tuple[int, int]
+
+    kind = "columns"
+
+    @property
+    def nbytes(self) -> int:
+        """Values and one index a column."""
+        return self.values.numel() * self.values.element_size() + 4 * len(self.columns)
+
+    def dense(self) -> Tensor:
+        """Return a float32 (out, in) tensor of zeros and the columns."""
+        found = torch.zeros(self.shape, device=self.values.device)
+        found[:, self.columns.long()] = self.values.float()
+        return found
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A branch ``x -> up(down(x))`` beside the quantized weight: ``up`` (out, r), ``down`` (r, in)."""
+
+    up: Tensor
+    down: Tensor
+
+    kind = "low_rank"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both factors."""
+        return sum(t.numel() * t.element_size() for t in (self.up, self.down))
+
+    def dense(self) -> Tensor:
+        """Return ``up @ down`` in float32."""
+        return self.up.float() @ self.down.float()
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What a solver found for one weight.
+
+    Attributes
+    ----------
+    weight : QuantizedTensor
+    sparse : SparseEntries, SparseColumns or None
+    low_rank : LowRank or None
+    objective : float
+        ``tr((W - V) G (W - V)^T)`` with the Gram matrix G of the inputs, for the whole stored weight V.
+    trace : tuple of float
+        The objective after every sweep, where the method has sweeps.
+    info : dict
+        Decisions worth a line in the report (chosen axis, damping, fallback ...); plain values.
+    """
+
+    weight: QuantizedTensor
+    sparse: SparseEntries | SparseColumns | None = None
+    low_rank: LowRank | None = None
+    objective: float = float("nan")
+    trace: tuple[float, ...] = ()
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def dense(self) -> Tensor:
+        """Return the float32 weight (out, in) that the stored parts stand for."""
+        total = self.weight.dequantize()
+        for extra in (self.sparse, self.low_rank):
+            if extra is not None:
+                total = total + extra.dense()
+        return total
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.nbytes for part in (self.weight, self.sparse, self.low_rank) if part is not None)
+
+
+class Solver(Protocol):
+    """Finds the stored weight for ``W``; a frozen dataclass such as ``RTN()``, ``GPTQ(damp=0.01)``.
+
+    ``needs`` names the statistics it wants (see :class:`~skerry.quant.statistics.LayerStatistics`), so that the
+    engine collects no others.
+    """
+
+    needs: frozenset[str]
+
+    def solve(self, W: Tensor, statistics: LayerStatistics, grid: Format, *, name: str = "the weight") -> Solved:
+        """Return the stored parts for ``W`` (out, in); ``name`` is the layer's, for errors."""
+        ...
+
+
+class ActivationQuantizer(Protocol):
+    """Rounds the input of a linear layer; a frozen dataclass.
+
+    Static kinds hold their scale after :meth:`calibrated`; dynamic ones return themselves.
+    """
+
+    bits: int
+
+    def calibrated(self, statistics: LayerStatistics) -> ActivationQuantizer:
+        """Return the quantizer with its scale set."""
+        ...
+
+    def fake(self, x: Tensor) -> Tensor:
+        """Return ``x`` (..., in) rounded to the levels it would be sent with."""
+        ...

@@ -1,0 +1,5 @@
+"""Recipes: each paper as a list of parts."""
+
+from skerry.core.lazy import lazy_package
+
+__getattr__, __dir__, __all__ = lazy_package(__name__, {})

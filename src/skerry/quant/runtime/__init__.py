@@ -1,0 +1,5 @@
+"""Kernels that multiply stored weights, and which one to take."""
+
+from skerry.core.lazy import lazy_package
+
+__getattr__, __dir__, __all__ = lazy_package(__name__, {})

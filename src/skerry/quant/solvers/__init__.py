@@ -1,0 +1,5 @@
+"""Solvers: from a float weight and statistics of its inputs to the stored weight."""
+
+from skerry.core.lazy import lazy_package
+
+__getattr__, __dir__, __all__ = lazy_package(__name__, {})
