@@ -1,7 +1,6 @@
 """Stage-wise mean shift of a table and of new rows (Tan, Yang, Chen and Rahardja, 2023, MSS).
 
-Each row moves to the mean of its k nearest rows, itself included, ``n_shifts`` times; the tables of all
-stages are
+Each row moves to the mean of its k nearest rows, itself included, ``n_shifts`` times; the tables of all stages are
 kept, so that new rows are shifted against the table of the same stage and one by one.
 """
 

@@ -15,12 +15,13 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-__all__ = ["RANK_STEP", "TailTable", "fit_tails", "score_tails", "tail_terms"]
+__all__ = ["RANK_STEP", "TailTable", "explain_tails", "fit_tails", "score_tails", "tail_terms"]
 
 RANK_STEP = 2e-3  # ratio of neighbouring kept ranks, minus one
 N_CELLS = 2048  # cells of the search grid of a column
 SLAB_BYTES = 1 << 25  # columns are transposed in slabs of at most this size
 BLOCK_ROWS = 1024
+EXPLAIN_VALUES = 1 << 18  # terms held at once by explain_tails
 
 TOTAL, EITHER, MEAN = 0, 1, 2  # how score_tails joins the two tails
 
@@ -238,3 +239,21 @@ def score_tails(X: NDArray, table: TailTable, use_right: NDArray[np.bool_], rule
 def tail_terms(X: NDArray, table: TailTable) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return ``-log P(X <= z)`` and ``-log P(X >= z)`` of every value, each of shape (n, d), float64."""
     return _all_terms(X, *table.arrays())
+
+
+def explain_tails(X: NDArray, table: TailTable, use_right: NDArray[np.bool_], rule: int) -> NDArray[np.float64]:
+    """Return the terms (n, d) that :func:`score_tails` sums; with ``TOTAL`` those of the largest sum."""
+    out = np.empty(X.shape)
+    step = max(1, EXPLAIN_VALUES // X.shape[1])
+    for start in range(0, X.shape[0], step):
+        rows = slice(start, start + step)
+        left, right = tail_terms(X[rows], table)
+        chosen = np.where(use_right, right, left)
+        if rule == EITHER:
+            out[rows] = np.maximum(left, right)
+        elif rule == MEAN:
+            out[rows] = np.maximum(0.5 * (left + right), chosen)
+        else:
+            won = np.argmax([left.sum(axis=1), right.sum(axis=1), chosen.sum(axis=1)], axis=0)[:, None]
+            out[rows] = np.where(won == 0, left, np.where(won == 1, right, chosen))
+    return out

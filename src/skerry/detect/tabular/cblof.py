@@ -34,9 +34,8 @@ class CBLOF(Detector):
     beta : float > 1, default 5
         ...or until a cluster is this many times the size of the next (Definition 2).
     use_weights : bool, default False
-        Multiply by the size of the row's cluster as in the paper (Definition 3). Off by default: the factor
-        makes
-        rows of large clusters look anomalous.
+        Multiply by the size of the row's cluster as in the paper (Definition 3). Off by default: the factor makes rows
+        of large clusters look anomalous.
     threshold : str, float or Threshold, default "auto"
     random_state : int, RandomState or None, default None
 

@@ -28,21 +28,11 @@ class KNN(NeighbourDetector):
     method : {"largest", "mean", "median"}, default "largest"
     threshold : str, float or Threshold, default "auto"
 
-    Attributes
-    ----------
-    algorithm_ : str
-        How neighbours are found, "tree" or "tiles"; both are exact.
-    distinct_ : ndarray of shape (u, d), float64
-    counts_ : ndarray of shape (u,), int64
-        The distinct training rows and how often each occurs.
-    scores_ : ndarray of shape (u,), float64
-        Their scores.
-
     Notes
     -----
-    A row equal to a training row counts as that row: one copy of it is not its own neighbour. When not to
-    use: dense
-    groups of more than ``n_neighbors`` anomalies hide each other.
+    How rows are found and what is kept (``algorithm_``, ``distinct_``, ``counts_``, ``scores_``) is said of
+    :class:`~skerry.detect.tabular.neighbour_detector.NeighbourDetector`. Copies of a row are its neighbours, but one
+    copy of it is not its own. When not to use: dense groups of more than ``n_neighbors`` anomalies hide each other.
 
     Examples
     --------

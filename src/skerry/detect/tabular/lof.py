@@ -27,24 +27,16 @@ class LOF(NeighbourDetector):
 
     Attributes
     ----------
-    algorithm_ : str
-        How neighbours are found, "tree" or "tiles"; both are exact.
-    distinct_ : ndarray of shape (u, d), float64
-    counts_ : ndarray of shape (u,), int64
-    scores_ : ndarray of shape (u,), float64
-        The distinct training rows, how often each occurs, and their scores.
     reach_, density_ : ndarray of shape (u,), float64
         Distance to the k-th neighbour and local reachability density (Definition 6) of each distinct row.
 
     Notes
     -----
-    Neighbours are *distinct* rows, the paper's k-distinct-distance remark: with copies counted, k copies of
-    one row
-    have infinite density. Mean reachability distances below 1e-10 of the usual distance to the k-th
-    neighbour are
-    raised to it, which keeps every score finite. A row equal to a training row counts as that row. When not
-    to use:
-    columns of different scales, or mostly repeated rows, where the counts are the signal.
+    How rows are found and what else is kept (``algorithm_``, ``distinct_``, ``counts_``, ``scores_``) is said of
+    :class:`~skerry.detect.tabular.neighbour_detector.NeighbourDetector`. Neighbours are *distinct* rows, the paper's
+    k-distinct-distance remark: with copies counted, k copies of one row have infinite density. Mean reachability
+    distances below 1e-10 of the usual distance to the k-th neighbour are raised to it, which keeps every score finite.
+    When not to use: columns of different scales, or mostly repeated rows, where the counts are the signal.
 
     Examples
     --------

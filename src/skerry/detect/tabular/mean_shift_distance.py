@@ -1,7 +1,6 @@
 """How far a row moves when it is shifted to the mean of its neighbours (Tan, Yang, Chen and Rahardja, 2023).
 
-The score of the paper's mean-shift part alone, without a network: the squared distance, in standard
-deviations,
+The score of the paper's mean-shift part alone, without a network: the squared distance, in standard deviations,
 between a row and itself after ``n_shifts`` mean shifts.
 """
 

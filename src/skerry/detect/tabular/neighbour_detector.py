@@ -19,8 +19,10 @@ class NeighbourDetector(Detector):
     """Base of detectors that score a row by its nearest distinct training rows.
 
     A row equal to a training row counts as that row, so ``fit`` searches the table among itself once, keeps one score
-    for each distinct row, and hands it out again whenever that row is scored. A method writes ``_score_rows(lists)``
-    for the lists of distinct training rows and ``_score_lists(distances, numbers)`` for those of a block of rows.
+    for each distinct row, and hands it out again whenever that row is scored. A method writes ``_score_rows(distances,
+    numbers)`` for the lists of all distinct training rows and ``_score_lists(distances, numbers)`` for those of a block
+    of other rows; a list holds ``n_neighbors + 1`` rows, nearest first, of which the first is the row itself where its
+    distance is 0.
 
     Attributes
     ----------
