@@ -120,6 +120,12 @@ class PreparedLinear(nn.Linear):
         weight = self.weight if self.played_weight is None else self.played_weight.to(self.weight.dtype)
         return nn.functional.linear(x, weight, self.bias)
 
+    def plain(self) -> nn.Linear:
+        """Return an ordinary ``nn.Linear`` over the same parameters; ``before`` is not part of it."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        linear.weight, linear.bias = self.weight, self.bias
+        return linear.train(self.training)
+
     def add_to_bias(self, amount: Tensor) -> None:
         """Add (out,) values to the bias, which is made where there is none."""
         with torch.no_grad():

@@ -279,6 +279,7 @@ def unpack_bits(packed: Tensor, bits: int, n: int) -> Tensor:
 
 def signal_to_noise(exact: Tensor, approximate: Tensor) -> float:
     """Return ``10 log10(|exact|^2 / |exact - approximate|^2)`` in decibels; infinite if they are equal."""
-    exact, error = exact.double(), exact.double() - approximate.double()
+    exact = exact.detach().double()
+    error = exact - approximate.detach().double()
     noise = float((error * error).sum())
     return float("inf") if noise == 0.0 else float(10.0 * torch.log10((exact * exact).sum() / noise))

@@ -9,14 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skerry.quant.statistics import LayerStatistics
 
-__all__ = ["ActivationQuantizer", "LowRank", "QuantizedTensor", "Solved", "Solver", "SparseColumns", "SparseEntries"]
+if TYPE_CHECKING:
+    from skerry.quant.architectures.base import Architecture
+    from skerry.quant.groups import Group
+    from skerry.quant.probe import GroupContext
+
+__all__ = [
+    "ActivationQuantizer",
+    "FloatTensor",
+    "Format",
+    "LowRank",
+    "ModelTransform",
+    "QuantizedTensor",
+    "Solved",
+    "Solver",
+    "SparseColumns",
+    "SparseEntries",
+    "Transform",
+]
 
 
 @runtime_checkable
@@ -46,6 +63,42 @@ class QuantizedTensor(Protocol):
     def tensors(self) -> dict[str, Tensor]:
         """Return what safetensors must keep; ``from_tensors(meta, tensors)`` of the class undoes both."""
         ...
+
+
+@dataclass(frozen=True)
+class FloatTensor:
+    """A weight left in floating point, where only the input is rounded."""
+
+    values: Tensor
+
+    kind = "float"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return tuple(self.values.shape)  # type: ignore[return-value]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes as saved."""
+        return self.values.numel() * self.values.element_size()
+
+    def dequantize(self) -> Tensor:
+        """Return float32 values (out, in)."""
+        return self.values.float()
+
+    def meta(self) -> dict[str, Any]:
+        """Return what JSON must keep."""
+        return {"kind": self.kind, "shape": list(self.shape)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what safetensors must keep."""
+        return {"values": self.values}
+
+    @classmethod
+    def from_tensors(cls, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FloatTensor:
+        """Rebuild what was saved."""
+        return cls(tensors["values"])
 
 
 class Format(Protocol):
@@ -161,6 +214,29 @@ class Solved:
     def nbytes(self) -> int:
         """Bytes of all parts."""
         return sum(part.nbytes for part in (self.weight, self.sparse, self.low_rank) if part is not None)
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """Moves outliers inside a group of layers without changing what the model computes; a frozen dataclass.
+
+    The engine checks the function after every application and undoes one that changed it.
+    """
+
+    needs: frozenset[str]
+
+    def apply(self, group: Group, statistics: LayerStatistics, context: GroupContext) -> Mapping[str, Any]:
+        """Change the group in place; return plain facts for the report (empty: nothing was done)."""
+        ...
+
+
+@runtime_checkable
+class ModelTransform(Protocol):
+    """Changes a whole model without changing what it computes (a rotation of the residual stream)."""
+
+    def apply_model(self, model: nn.Module, architecture: Architecture, batches: list[Any]) -> Mapping[str, Any]:
+        """Change the model in place; return plain facts for the report."""
+        ...
 
 
 class Solver(Protocol):

@@ -1,0 +1,129 @@
+"""Calibration batches: what users may give, and how the first block's inputs are caught from the real model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skerry.core.errors import DataError, ModelError
+
+__all__ = ["BlockInputs", "as_batches", "catch_inputs", "run_model"]
+
+Batch = Mapping[str, Any] | tuple | Tensor
+
+
+@dataclass
+class BlockInputs:
+    """What one block is called with, batch by batch, beside the hidden states.
+
+    Attributes
+    ----------
+    hidden : list of Tensor
+    arguments : list of tuple
+        Positional arguments after the hidden states.
+    keywords : list of dict
+    masks : list of Tensor or None
+        (sequences, tokens), False at padding, where the batch had an ``attention_mask``.
+    """
+
+    hidden: list[Tensor] = field(default_factory=list)
+    arguments: list[tuple] = field(default_factory=list)
+    keywords: list[dict[str, Any]] = field(default_factory=list)
+    masks: list[Tensor | None] = field(default_factory=list)
+
+
+def as_batches(calibration: Any) -> list[Batch]:
+    """Return calibration data as a list of batches for ``model(batch)`` or ``model(**batch)``.
+
+    Parameters
+    ----------
+    calibration : Tensor, mapping, or iterable of these
+        Token ids (sequences, tokens), pixel values, or keyword arguments of the model.
+
+    Raises
+    ------
+    DataError
+        If there is nothing in it, or something that is no tensor.
+    """
+    if isinstance(calibration, (Tensor, Mapping)):
+        calibration = [calibration]
+    if not isinstance(calibration, Iterable):
+        raise DataError(f"calibration must be a tensor, a mapping or a list of them, got {type(calibration).__name__}")
+    batches = list(calibration)
+    if not batches:
+        raise DataError("calibration data is empty: give at least one batch")
+    for i, batch in enumerate(batches):
+        tensors = list(batch.values()) if isinstance(batch, Mapping) else batch if isinstance(batch, tuple) else [batch]
+        if not any(isinstance(t, Tensor) for t in tensors):
+            raise DataError(f"calibration batch {i} holds no tensor: {type(batch).__name__}")
+        if any(isinstance(t, Tensor) and t.numel() == 0 for t in tensors):
+            raise DataError(f"calibration batch {i} is empty")
+    return batches
+
+
+def run_model(model: nn.Module, batch: Batch) -> Any:
+    """Call the model with a batch, without gradients and without a cache."""
+    with torch.no_grad(), _no_cache(model):
+        if isinstance(batch, Mapping):
+            return model(**batch)
+        return model(*batch) if isinstance(batch, tuple) else model(batch)
+
+
+def catch_inputs(model: nn.Module, block: nn.Module, batches: list[Batch]) -> BlockInputs:
+    """Run the model up to ``block`` for every batch and return what the block would have been called with.
+
+    Raises
+    ------
+    ModelError
+        If the block is never called, or its first argument is no tensor.
+    """
+    found = BlockInputs()
+
+    def hook(module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
+        keywords = dict(keywords)
+        hidden = arguments[0] if arguments else keywords.pop("hidden_states", None)
+        if not isinstance(hidden, Tensor):
+            raise ModelError("the first block is not called with a tensor of hidden states")
+        found.hidden.append(hidden.detach())
+        found.arguments.append(arguments[1:])
+        found.keywords.append(keywords)
+        raise _Caught
+
+    handle = block.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        for batch in batches:
+            try:
+                run_model(model, batch)
+            except _Caught:
+                pass
+            mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+            found.masks.append(mask if isinstance(mask, Tensor) and mask.ndim == 2 else None)
+    finally:
+        handle.remove()
+    if len(found.hidden) != len(batches):
+        raise ModelError("the model's first block was not called by its forward pass")
+    return found
+
+
+class _Caught(Exception):
+    """Stops a forward pass whose rest is not needed."""
+
+
+class _no_cache:
+    """Switches a configuration's ``use_cache`` off for a while."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.config = getattr(model, "config", None)
+
+    def __enter__(self) -> None:
+        self.kept = getattr(self.config, "use_cache", None)
+        if self.kept is not None:
+            self.config.use_cache = False  # type: ignore[union-attr]
+
+    def __exit__(self, *error: object) -> None:
+        if self.kept is not None:
+            self.config.use_cache = self.kept  # type: ignore[union-attr]
