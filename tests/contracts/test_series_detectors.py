@@ -86,6 +86,29 @@ def test_step_by_step_is_the_same_as_in_one_piece(make, waves, tmp_path):
     np.testing.assert_allclose(detector.anomaly_score(part), whole)  # scoring and following do not disturb each other
 
 
+def test_blocks_and_pieces_of_a_stream_are_scored_like_the_whole(make, waves):
+    detector = make().fit(waves[:600])
+    part = waves[850:1000].copy()
+    part[20, 1] = part[40] = np.nan
+    if hasattr(detector, "update"):
+        detector.reset()
+        got = np.concatenate([detector.update_many(block) for block in np.split(part, [1, 30, 31, 99])])
+        np.testing.assert_allclose(got, detector.anomaly_score(part), rtol=1e-6, atol=1e-9)
+    else:
+        with pytest.raises(ParameterError, match="follows no stream"):
+            detector.update_many(part)
+    if detector.reach is None:
+        return
+    assert detector.causal
+    for start in (1, 41, 90):  # the first step of a piece has no gap
+        np.testing.assert_allclose(
+            detector.anomaly_score(part[start:])[detector.reach :],
+            detector.anomaly_score(part)[start + detector.reach :],
+            rtol=1e-6,
+            atol=1e-9,
+        )
+
+
 def test_missing_values_and_dead_channels_are_borne(make, waves):
     X = np.column_stack([waves, np.full(len(waves), 3.0), np.full(len(waves), np.nan)])
     X[100:130, 0] = np.nan

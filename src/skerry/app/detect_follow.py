@@ -35,7 +35,7 @@ def follow(
     from skerry.core.errors import DataError, ParameterError
     from skerry.core.events import AlarmRule
     from skerry.data.series_stream import SeriesStream
-    from skerry.detect.series.live import LiveDetector, LiveEvent
+    from skerry.detect.series import LiveDetector, LiveEvent
 
     if detector == "ensemble":
         detector = "forecast"

@@ -15,7 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
 
 from skerry.core.detector import HUGE, REFERENCE_ROWS, Detector
-from skerry.core.errors import DataError, SkerryWarning
+from skerry.core.errors import DataError, ParameterError, SkerryWarning
 from skerry.core.threshold import Conformal, parse_threshold
 
 __all__ = ["SeriesDetector", "forward_filled", "interpolated"]
@@ -44,10 +44,35 @@ class SeriesDetector(Detector):
     -----
     A detector that can follow a stream also has ``reset()``, which forgets the steps seen (not what ``fit``
     learned), and ``update(x)``, which takes the next step, of shape (c,), and returns its score: the same number that
-    ``anomaly_score`` gives it in one piece.
+    ``anomaly_score`` gives it in one piece. Where ``reach`` is a number, the score of a step is also what
+    ``anomaly_score`` gives it in a piece that begins that many steps before it, missing values of the first of them
+    filled: this is how blocks of a stream are scored together.
     """
 
     causal = False
+
+    @property
+    def reach(self) -> int | None:
+        """Steps before a step that its score depends on at most; None: all of them, or it is not known.
+
+        A detector made of others (``detectors_``, once fitted) looks back as far as they do.
+        """
+        members = getattr(self, "detectors_", None) or [None]
+        reaches = [None if m is None else m.reach for m in members]
+        return None if None in reaches else max(reaches)
+
+    def update_many(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the scores of the next steps, ``X`` of shape (n, c): what ``update`` would say to each in turn.
+
+        Raises
+        ------
+        ParameterError
+            If the detector follows no stream.
+        """
+        step = getattr(self, "update", None)
+        if step is None:
+            raise ParameterError(f"{type(self).__name__} needs the whole series and follows no stream")
+        return np.array([step(x) for x in self._check_X(X, reset=False)])
 
     def _score_training(self, X: NDArray, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         return self._score(X)[rows]

@@ -164,6 +164,11 @@ class Forecast(SeriesDetector):
         total = squares.sum(axis=1, keepdims=True)
         return self._smoothed(squares / np.where(total > 0, total, 1.0) * np.sqrt(total / X.shape[1]))
 
+    @property
+    def reach(self) -> int:
+        """The lags of the oldest residual that is averaged."""
+        return self.lags + self.smoothing - 1
+
     def reset(self) -> Self:
         """Forget the steps seen by :meth:`update`."""
         self.recent_, self.seen_ = np.empty((0, len(self.location_))), 0

@@ -131,10 +131,16 @@ class HalfSpaceTrees(SeriesDetector):
 
     def update(self, x: ArrayLike) -> float:
         """Return the score of the next step ``x`` of shape (c,)."""
-        x = self._check_step(x)
-        x = forward_filled(x, self.recent_[-1] if len(self.recent_) else self.feature_medians_)
-        past = self.recent_ if len(self.recent_) else np.repeat(x, self.lags, axis=0)
-        self.recent_ = np.concatenate([past[1:], x])
-        row = self._rows(self.recent_)[-1:]
-        masses = (self.live_mass_, self.latest_, self.seen_)
-        return float(self._grade(stream_masses(row, self.column_, self.split_, *masses, self.window, self._limit))[0])
+        return float(self._follow(self._check_step(x))[0])
+
+    def update_many(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the scores of the next steps, ``X`` of shape (n, c): what ``update`` would say to each in turn."""
+        return self._follow(self._check_X(X, reset=False))
+
+    def _follow(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+        filled = forward_filled(X, self.recent_[-1] if len(self.recent_) else self.feature_medians_)
+        past = self.recent_ if len(self.recent_) else np.repeat(filled[:1], self.lags, axis=0)
+        joined = np.concatenate([past, filled])
+        self.recent_ = joined[-self.lags :].copy()
+        rows, masses = self._rows(joined)[len(past) :], (self.live_mass_, self.latest_, self.seen_)
+        return self._grade(stream_masses(rows, self.column_, self.split_, *masses, self.window, self._limit))

@@ -8,7 +8,7 @@ the result is the same.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,90 +21,18 @@ from skerry.core.detector import HUGE
 from skerry.core.errors import DataError, ModelError, ParameterError
 from skerry.core.events import AlarmRule, Event, EventStream
 from skerry.core.series_detector import SeriesDetector, forward_filled
-from skerry.core.stream_threshold import DSPOT, SPOT, AdaptiveConformal, StreamThreshold
+from skerry.core.stream_threshold import StreamThreshold
 from skerry.data.series import SeriesFrame
 from skerry.data.stream_clock import StreamClock
-from skerry.detect.series.forecast import Forecast
-from skerry.detect.series.half_space_trees import HalfSpaceTrees
-from skerry.detect.series.pipeline import _reasons
+from skerry.detect.series.live_event import LiveEvent
+from skerry.detect.series.reasons import blame_of
 from skerry.detect.series.registry import make_series_detector
-from skerry.detect.series.windowed import Windowed
+from skerry.detect.series.stream_rules import make_stream_threshold
 
-__all__ = ["LiveDetector", "LiveEvent", "make_stream_threshold"]
+__all__ = ["LiveDetector"]
 
 BLOCK = 4096  # steps scored together
-RULES = {"auto": SPOT, "extreme": SPOT, "drift": DSPOT, "conformal": AdaptiveConformal}
-
-
-def make_stream_threshold(rule: str | StreamThreshold) -> StreamThreshold:
-    """Return the rule for ``"auto"``, ``"extreme:1e-4"``, ``"drift:1e-4"`` or ``"conformal:0.01"``.
-
-    "extreme" is :class:`~skerry.core.stream_threshold.SPOT`, "drift" is ``DSPOT``, "conformal" is
-    ``AdaptiveConformal``; "auto" is ``extreme:1e-4``, aimed at one flag in ten thousand steps that are like those
-    learned from; a series that drifts away from them flags more.
-
-    Raises
-    ------
-    ParameterError
-        For another rule or a number out of range.
-
-    Examples
-    --------
-    >>> make_stream_threshold("conformal:0.02")
-    AdaptiveConformal(alpha=0.02)
-    """
-    if isinstance(rule, StreamThreshold):
-        return rule
-    name, _, value = str(rule).partition(":")
-    if name not in RULES or (name == "auto" and value):
-        raise ParameterError(
-            f"threshold {rule!r} cannot follow a stream: use auto, extreme:1e-4, drift:1e-4 or conformal:0.01"
-        )
-    cls: Any = RULES[name]
-    if not value:
-        return cls() if name == "conformal" else cls(risk=1e-4)
-    try:
-        made = cls(float(value))
-    except ValueError:
-        raise ParameterError(f"threshold {rule!r}: {value!r} is not a number") from None
-    made._start()  # checks the range
-    return clone(made)
-
-
-@dataclass(frozen=True)
-class LiveEvent:
-    """What there is to tell of an event.
-
-    Attributes
-    ----------
-    kind : {"alarm", "end", "open"}
-        It has begun; it is over; the stream was left while it was under way.
-    number : int
-        Counts events from 1; an alarm and its end share it.
-    start, last, peak : str
-        Stamps of the first, the last and the highest flagged step so far (numbers of steps without a clock).
-    steps : int
-        From the first to the last.
-    score : float
-        At the peak.
-    threshold : float
-        In force at the step that told it.
-    reasons : tuple of str
-        Of an alarm: the channels to blame, in words.
-    blame : dict
-        Of an alarm: share of the score by channel.
-    """
-
-    kind: str
-    number: int
-    start: str
-    last: str
-    peak: str
-    steps: int
-    score: float
-    threshold: float
-    reasons: tuple[str, ...] = ()
-    blame: dict[str, float] | None = None
+CONTEXT = 64  # steps kept to explain an event by, where the detector does not say how far back it looks
 
 
 class LiveDetector(BaseEstimator):
@@ -115,7 +43,7 @@ class LiveDetector(BaseEstimator):
     detector : str or SeriesDetector, default "forecast"
         One that has ``update``: "forecast", "half-space-trees", "windowed", "windowed:NAME".
     threshold : str or StreamThreshold, default "auto"
-        As of :func:`make_stream_threshold`.
+        As of :func:`~skerry.detect.series.stream_rules.make_stream_threshold`.
     alarm : AlarmRule, optional
         By default flags up to 10 steps apart are one event.
     warmup : int >= 20, default 500
@@ -317,27 +245,22 @@ class LiveDetector(BaseEstimator):
         if flat.any():
             names = [self._names(X.shape[1])[j] for j in np.flatnonzero(flat)]
             self.notes_.append(f"constant or empty in the warm-up: {', '.join(map(repr, names[:8]))}")
-        n, half, memory = len(X), len(X) // 2, self._memory(self._model) or 0
-        scores = np.empty(n)
+        half = len(X) // 2
+        scores = np.empty(len(X))
         scores[half:] = clone(self._model).fit(X[:half]).anomaly_score(X)[half:]
         scores[:half] = clone(self._model).fit(X[half:]).anomaly_score(X)[:half]
         scores[np.isnan(X).all(axis=1)] = np.nan
-        if half > 2 * memory:
-            scores = scores[memory:]  # of too little past
         self.detector_ = clone(self._model).fit(X)
+        reach = self.detector_.reach or 0
+        if half > 2 * reach:
+            scores = scores[reach:]  # the first know too little of the past
         self.threshold_ = clone(self._rule).fit(scores)
         self.n_channels_ = X.shape[1]
         self.usual_ = np.nanquantile(np.where(np.isnan(X).all(axis=0), 0.0, X), [0.05, 0.95], axis=0)
         self.silent_ = np.zeros(X.shape[1], dtype=np.int64)
         self.learned_, self.learned_time_ = [], []
         self._forget()
-        self._advance(X[-max(memory, getattr(self.detector_, "window", 0)) :])
-
-    def _memory(self, detector: SeriesDetector) -> int | None:
-        """Return how many steps back a score reaches where that is all that it depends on."""
-        if isinstance(detector, Forecast):
-            return detector.lags
-        return detector.window if isinstance(detector, Windowed) else None
+        self._advance(X)
 
     # ---- steps -----------------------------------------------------------------------------------------------
     def _steps(self, X: NDArray[np.float64], t: NDArray) -> list[LiveEvent]:
@@ -386,15 +309,20 @@ class LiveDetector(BaseEstimator):
     def _advance(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
         """Score the next steps together: what ``update`` would say to them one by one."""
         detector, seen = self.detector_, len(self.context_)
-        filled = forward_filled(X, self.context_[-1] if seen else detector.feature_medians_)
-        joined = np.concatenate([self.context_, filled])
-        memory = self._memory(detector)
-        before, self.context_ = self.context_, joined[-(memory or getattr(detector, "lags", 1)) :].copy()
-        if memory is not None:
-            return detector.anomaly_score(np.concatenate([before, X]))[seen:]
-        if isinstance(detector, HalfSpaceTrees):
-            return _through_trees(detector, joined, seen)
-        return np.array([detector.update(x) for x in X])
+        joined = np.concatenate([self.context_, X])
+        self.context_ = self._latest(joined)
+        return detector.update_many(X) if detector.reach is None else detector.anomaly_score(joined)[seen:]
+
+    def _latest(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the last steps, as many as a later score looks back to, the first of them without a gap."""
+        reach = CONTEXT if self.detector_.reach is None else max(1, self.detector_.reach)
+        if len(X) <= reach:
+            return X
+        out = X[-reach:].copy()
+        gone = np.isnan(out[0])
+        if gone.any():
+            out[0, gone] = forward_filled(X[: len(X) - reach + 1], self.detector_.feature_medians_)[-1, gone]
+        return out
 
     # ---- words -----------------------------------------------------------------------------------------------
     def _names(self, n: int) -> list[str]:
@@ -446,14 +374,9 @@ class LiveDetector(BaseEstimator):
         return LiveEvent(kind, self.n_events_, start, last, peak, steps, score, float(cut), *blame)
 
     def _blame(self, before: NDArray, X: NDArray, t: NDArray, i: int) -> tuple[tuple[str, ...], dict[str, float]]:
-        """Return the reasons for the score of step ``i`` in words, and the share of each channel."""
-        reach = self._memory(self.detector_) or getattr(self.detector_, "lags", 1)
-        past = np.concatenate([before, forward_filled(X[:i], before[-1] if len(before) else X[0])])[-reach:]
-        part = np.maximum(self.detector_.explain(np.concatenate([past, X[i : i + 1]]))[-1], 0.0)
-        part = part / part.sum() if part.sum() > 0 else np.zeros(len(part))
-        frame = self._frame(X[i], t[i].item())
-        shares = {c: round(float(v), 4) for c, v in zip(frame.channels, part, strict=True)}
-        return _reasons(frame, 0, part, self.usual_), shares
+        past = self._latest(np.concatenate([before, X[:i]]))
+        parts = self.detector_.explain(np.concatenate([past, X[i : i + 1]]))[-1]
+        return blame_of(self._frame(X[i], t[i].item()), 0, parts, self.usual_)
 
 
 def _spread(X: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -461,13 +384,3 @@ def _spread(X: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float
     if not len(X):
         return np.empty((len(rows), X.shape[1]))
     return np.where(rows[:, None] < 0, np.nan, X[rows])
-
-
-def _through_trees(detector: HalfSpaceTrees, joined: NDArray[np.float64], seen: int) -> NDArray[np.float64]:
-    """Score and count all rows from ``seen`` on: ``update`` in one call of the kernel."""
-    from skerry.kernels.half_space import stream_masses
-
-    rows = detector._rows(joined)[seen:]
-    masses = (detector.live_mass_, detector.latest_, detector.seen_)
-    found = stream_masses(rows, detector.column_, detector.split_, *masses, detector.window, detector._limit)
-    return detector._grade(found)

@@ -21,14 +21,13 @@ from skerry.core.series_findings import ScoredSeries, SeriesEvent, SeriesFinding
 from skerry.core.threshold import Threshold, conformal_p_value
 from skerry.data.series import SeriesFrame, read_series
 from skerry.data.tables import open_table
+from skerry.detect.series.reasons import blame_of
 from skerry.detect.series.registry import make_series_detector
 
 __all__ = ["find_events"]
 
-REASONS = 3  # channels named for an event
 FRAME = "<DataFrame>"
 LABELS = 201  # stamps kept for the axis of a chart
-SMALLEST_BLAME = 0.1  # share of the score below which a channel is not named
 
 
 def find_events(
@@ -163,7 +162,7 @@ def _one(
         raise DataError(f"series {frame.name!r}: {error}") from None
     flags = scores > model.threshold_
     events = alarm.events(flags, scores)
-    blame = np.maximum(model.explain(X), 0.0) if explain and events else None
+    blame = model.explain(X) if explain and events else None
     usual = None
     if blame is not None:
         with warnings.catch_warnings():
@@ -173,12 +172,7 @@ def _one(
     spread = max(float(np.std(model.reference_scores_)), 1e-12)
     ranked = []
     for event, p in zip(events, p_values, strict=True):
-        shares, reasons = {}, ()
-        if blame is not None:
-            total = blame[event.peak].sum()
-            part = blame[event.peak] / total if total > 0 else np.zeros(X.shape[1])
-            shares = {c: round(float(v), 4) for c, v in zip(frame.channels, part, strict=True)}
-            reasons = _reasons(frame, event.peak, part, usual)
+        reasons, shares = ((), {}) if blame is None else blame_of(frame, event.peak, blame[event.peak], usual)
         ranked.append(
             (
                 (event.score - model.threshold_) / spread,
@@ -202,23 +196,6 @@ def _one(
         frame.name, labels, X, frame.channels, scores, flags, float(model.threshold_), list(frame.notes)
     )
     return scored, events, ranked
-
-
-def _reasons(frame: SeriesFrame, step: int, part: NDArray, usual: NDArray | None) -> tuple[str, ...]:
-    words = []
-    for j in np.argsort(-part, kind="stable")[:REASONS]:
-        if part[j] < SMALLEST_BLAME or usual is None:
-            break
-        value, (low, high) = frame.values[step, j], usual[:, j]
-        name = frame.channels[j]
-        if np.isnan(value):
-            words.append(f"{name} is missing")
-        elif low <= value <= high:
-            words.append(f"{name} {value:.4g} is unusual for its moment (mostly {low:.4g} to {high:.4g})")
-        else:
-            side = "above" if value > high else "below"
-            words.append(f"{name} {value:.4g} is {side} its usual {low:.4g} to {high:.4g}")
-    return tuple(words)
 
 
 def _metrics(

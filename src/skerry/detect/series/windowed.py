@@ -124,6 +124,11 @@ class Windowed(SeriesDetector):
             out[ends] = self.detector_.explain(rows).reshape(len(ends), X.shape[1], -1).sum(axis=2)
         return out
 
+    @property
+    def reach(self) -> int:
+        """The window but its last step."""
+        return self.window - 1
+
     def reset(self) -> Self:
         """Forget the steps seen by :meth:`update`."""
         self.recent_ = np.empty((0, len(self.location_)))
