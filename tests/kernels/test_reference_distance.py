@@ -1,7 +1,18 @@
+"""Distances to a reference set against the naive double loop."""
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from skerry.kernels.reference_distance import kth_reference_distance
+
+
+def naive(X, R, k):
+    with np.errstate(over="ignore"):
+        squares = ((X[:, None].astype(np.float64) - R[None]) ** 2).sum(-1)
+    return np.sort(np.sqrt(squares), axis=1)[:, k - 1]
 
 
 @pytest.mark.parametrize("kind", ["random", "ties", "constant", "huge", "tiny"])
@@ -17,5 +28,22 @@ def test_equals_the_naive_double_loop(kind, d):
         scale = 1e120 if kind == "huge" else 1e-120
         X, R = X * scale, R * scale
     for k in (1, 5, 17):
-        naive = [sorted(float(np.sqrt(((x - r) ** 2).sum())) for r in R)[k - 1] for x in X]
-        np.testing.assert_allclose(kth_reference_distance(X, R, k), naive, rtol=1e-12)
+        np.testing.assert_allclose(kth_reference_distance(X, R, k), naive(X, R, k), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "large"), [(np.float32, 1e37), (np.float64, 1e300)])
+@given(data=st.data())
+def test_hostile_values(data, dtype, large):
+    known = np.array([0.0, -0.0, 1.0, -1.0, 0.1, 3.0, 1e-310, large, -large], dtype=dtype)
+    values = st.sampled_from(known.tolist())
+    d = data.draw(st.integers(1, 4))
+    X = data.draw(arrays(dtype, st.tuples(st.integers(1, 8), st.just(d)), elements=values))
+    R = data.draw(arrays(np.float64, st.tuples(st.integers(1, 12), st.just(d)), elements=values))
+    k = data.draw(st.integers(1, len(R)))
+    np.testing.assert_allclose(kth_reference_distance(X, R, k), naive(X, R, k), rtol=1e-12)
+
+
+def test_strided_tables_are_their_copies():
+    wide = np.random.default_rng(0).normal(size=(120, 6))
+    X, R = wide[::2, ::-2], wide[1::3, ::-2]
+    np.testing.assert_array_equal(kth_reference_distance(X, R, 4), kth_reference_distance(X.copy(), R.copy(), 4))

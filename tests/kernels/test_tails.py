@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from skerry.kernels import tails
 
@@ -12,14 +15,15 @@ def naive_terms(train, X):
     left, right = np.zeros(X.shape), np.zeros(X.shape)
     for j in range(X.shape[1]):
         column = train[:, j].astype(np.float64)
-        scale = column.std() if column.min() < column.max() else 1.0
+        wide = column.astype(np.longdouble)  # squares of the extremes leave float64
+        scale = float(np.sqrt(((wide - wide.mean()) ** 2).mean())) or 1.0
         for i, z in enumerate(X[:, j].astype(np.float64)):
             left[i, j] = -np.log(max((column <= z).sum(), 1) / n)
             right[i, j] = -np.log(max((column >= z).sum(), 1) / n)
             if z < column.min():
-                left[i, j] += np.log1p((column.min() - z) / scale)
+                left[i, j] += np.log1p(min((column.min() - z) / scale, 1e300))
             if z > column.max():
-                right[i, j] += np.log1p((z - column.max()) / scale)
+                right[i, j] += np.log1p(min((z - column.max()) / scale, 1e300))
     return left, right
 
 
@@ -98,3 +102,43 @@ def test_score_joins_the_terms(rule):
         tails.MEAN: np.maximum((left + right) / 2, chosen).sum(1),
     }[rule]
     np.testing.assert_allclose(tails.score_tails(X, table, use_right, rule), want, rtol=1e-12)
+
+
+@pytest.mark.parametrize("rule", [tails.TOTAL, tails.EITHER, tails.MEAN])
+def test_explanations_are_the_terms_of_the_score(rule, monkeypatch):
+    monkeypatch.setattr(tails, "EXPLAIN_VALUES", 400)  # several blocks
+    rng = np.random.default_rng(4)
+    train, X = rng.exponential(size=(200, 3)), rng.exponential(size=(500, 3)) - 0.2
+    table, use_right = tails.fit_tails(train), np.array([True, False, True])
+    parts = tails.explain_tails(X, table, use_right, rule)
+    assert parts.shape == X.shape
+    np.testing.assert_allclose(parts.sum(1), tails.score_tails(X, table, use_right, rule), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "large"), [(np.float32, 1e37), (np.float64, 1e300)])
+@given(data=st.data())
+def test_hostile_values(data, dtype, large):
+    known = np.array([0.0, -0.0, 1.0, -1.0, 0.1, 3.0, 1e-310, -1e-310, large, -large], dtype=dtype)
+    values = st.sampled_from(known.tolist())
+    d = data.draw(st.integers(1, 3))
+    train, X = (data.draw(arrays(dtype, st.tuples(st.integers(1, 12), st.just(d)), elements=values)) for _ in range(2))
+    table = tails.fit_tails(train)
+    terms = tails.tail_terms(X, table)
+    with np.errstate(over="ignore"):
+        naive = naive_terms(train, X)
+    for got, want in zip(terms, naive, strict=True):
+        np.testing.assert_allclose(got, want, rtol=3e-7, atol=1e-6)
+    got = tails.score_tails(X, table, table.skewness >= 0, tails.EITHER)
+    np.testing.assert_allclose(got, np.maximum(*terms).sum(1), rtol=1e-12)
+    assert np.isfinite(table.skewness).all()
+
+
+def test_strided_tables_are_their_copies():
+    wide = np.random.default_rng(5).normal(size=(300, 6))
+    train, X = wide[::3, ::-2], wide[1::7, ::-2]
+    table, same = tails.fit_tails(train), tails.fit_tails(train.copy())
+    for a, b in zip(table.arrays(), same.arrays(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    use_right = np.array([True, False, True])
+    got = tails.score_tails(X, table, use_right, tails.TOTAL)
+    np.testing.assert_array_equal(got, tails.score_tails(X.copy(), table, use_right, tails.TOTAL))

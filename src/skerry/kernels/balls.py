@@ -50,7 +50,8 @@ def grow_balls(centres):
     """Return (radii, terms), each (t, m) float64, of ``centres`` (t, m, d) float64.
 
     A radius is the distance to the nearest other centre of the same sample; a term is
-    ``1 - radius of that centre / own radius``. A ball without reach (copies, a sample of one row) has term 0.
+    ``1 - radius of that centre / own radius``. A ball without reach (copies, a sample of one row) or with one that
+    overflows has term 0.
     """
     t, m, d = centres.shape
     radii, terms = np.zeros((t, m)), np.zeros((t, m))
@@ -70,7 +71,7 @@ def grow_balls(centres):
         for a in range(m):
             radii[s, a] = math.sqrt(best[a]) if m > 1 else 0.0
         for a in range(m):
-            if radii[s, a] > 0.0:
+            if 0.0 < radii[s, a] < math.inf:
                 terms[s, a] = 1.0 - radii[s, nearest[a]] / radii[s, a]
     return radii, terms
 
@@ -79,6 +80,8 @@ def grow_balls(centres):
 def _largest_square(radius):
     """Return the largest number whose root is not above ``radius``."""
     square = radius * radius
+    if square == math.inf:
+        return square
     while math.sqrt(square) > radius:
         square = np.nextafter(square, 0.0)
     while True:

@@ -239,6 +239,7 @@ class _Trainer:
     def place_clusters(self, optimiser) -> None:
         import torch
         from sklearn.cluster import KMeans
+        from threadpoolctl import threadpool_limits
 
         with torch.no_grad():
             self.settle()
@@ -246,7 +247,7 @@ class _Trainer:
         if not np.isfinite(z).all():
             raise FloatingPointError
         k = min(CLUSTERS, len(np.unique(z, axis=0)))  # more would be empty
-        with warnings.catch_warnings():
+        with threadpool_limits(1), warnings.catch_warnings():  # on one thread its sums have one order
             warnings.simplefilter("ignore")
             found = KMeans(k, n_init=2, random_state=self.seed).fit(z).cluster_centers_
         self.centres = torch.tensor(found, dtype=torch.float32, device=self.table.device, requires_grad=True)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval
+from threadpoolctl import threadpool_limits
 
 from skerry.core.detector import Detector
 from skerry.kernels.neighbours import distinct_rows
@@ -77,7 +78,8 @@ class CBLOF(Detector):
         shift = rows.mean(axis=0)
         scale = max(float(np.abs(rows - shift).max()), 1e-300)  # k-means squares: keep them near 1
         model = KMeans(min(self.n_clusters, rows.shape[0]), n_init=1, random_state=self.random_state)
-        with warnings.catch_warnings():
+        # on more threads k-means adds up its centres in the order in which they end
+        with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # fewer clusters than asked: dropped below
             labels = model.fit((rows - shift) / scale, sample_weight=counts).labels_
         sizes = np.bincount(labels, weights=counts, minlength=model.n_clusters).astype(np.int64)
