@@ -23,7 +23,7 @@ from skerry.quant.architectures.base import Architecture, architecture_of
 from skerry.quant.calibration import BlockInputs, as_batches, catch_inputs, run_model
 from skerry.quant.groups import Group
 from skerry.quant.linear import PreparedLinear, QuantizedLinear
-from skerry.quant.numerics import signal_to_noise
+from skerry.quant.numerics import AffineGrid, signal_to_noise
 from skerry.quant.parts import FloatTensor, ModelTransform, Solved
 from skerry.quant.probe import GroupContext, probe_of
 from skerry.quant.recipe import Recipe
@@ -176,7 +176,13 @@ def _solve_group(
 ) -> None:
     for name, layer in group.consumers.items():
         started = time.perf_counter()
-        weight, solver, activation = recipe.parts_for(name)
+        weight, solver, activation = recipe.parts_for(name, group.role)
+        if isinstance(weight, AffineGrid) and not recipe.strict_groups:
+            kept, weight = weight, weight.for_shape((layer.out_features, layer.in_features))
+            if weight is not kept:
+                report.notes.append(f"{name}: one scale a row, groups of {kept.group_size} do not divide its inputs")
+        elif isinstance(weight, AffineGrid):
+            weight.group_of((layer.out_features, layer.in_features), name)
         if activation is not None:
             activation = activation.calibrated(statistics)
         W = layer.weight.detach()
@@ -313,12 +319,14 @@ def _groups(model: nn.Module, block: _Block, architecture: Architecture) -> list
 
 
 def _context(model: nn.Module, group: Group, recipe: Recipe, index: int, random_state: int) -> GroupContext:
-    weight, _, activation = recipe.parts_for(next(iter(group.consumers)))
+    weight, _, activation = recipe.parts_for(next(iter(group.consumers)), group.role)
+    if isinstance(weight, AffineGrid):
+        weight = weight.for_shape((1, group.width))
     return GroupContext(model, weight, activation, probe_of(model, group), index, random_state)
 
 
 def _needs(recipe: Recipe, groups: list[Group]) -> set[str]:
-    parts = [part for group in groups for name in group.consumers for part in recipe.parts_for(name)]
+    parts = [part for group in groups for name in group.consumers for part in recipe.parts_for(name, group.role)]
     return {need for part in parts for need in getattr(part, "needs", ())}
 
 

@@ -74,13 +74,18 @@ class Group:
         """Channels of the common input."""
         return next(iter(self.consumers.values())).in_features
 
+    @property
+    def role(self) -> str:
+        """Say "norm" where a norm before takes changes, else "": what recipes tell layers apart by."""
+        return "norm" if self.can_shift() else ""
+
     def weight(self) -> Tensor:
         """Return the readers' weights stacked, float32 (sum of outs, in)."""
         return torch.cat([c.weight.detach().float() for c in self.consumers.values()])
 
     def can_shift(self) -> bool:
         """Return whether a shift is folded for free (a norm before, and nothing in between)."""
-        return self.kind == "norm" and self._folds()
+        return self.kind == "norm" and self.folds
 
     def rescale(self, model: nn.Module, scale: Tensor, shift: Tensor | None = None) -> None:
         """Let the readers see ``(x - shift) / scale`` and compute what they computed.
@@ -103,9 +108,9 @@ class Group:
             raise ModelError(f"{self.name}: a channel scale is zero, negative or not finite")
         if shift is not None and not bool(shift.any()):
             shift = None
-        if self.kind == "rows" and self._folds() and shift is not None:
+        if self.kind == "rows" and self.folds and shift is not None:
             raise ModelError(f"{self.name}: a shift cannot pass through the operation before it")
-        folds = self._folds()
+        folds = self.folds
         if self.repeats > 1 and folds:
             scale = self._shared(scale)
         with torch.no_grad():
@@ -130,7 +135,8 @@ class Group:
                 reader.before.append(change)
                 reader.weight.copy_(weights[name].to(reader.weight.dtype))
 
-    def _folds(self) -> bool:
+    @property
+    def folds(self) -> bool:
         """Return whether a change can go into the producer: nothing may stand in front of the readers yet."""
         return self.producer is not None and self.kind != "none" and not any(r.before for r in self.consumers.values())
 

@@ -100,6 +100,8 @@ class PreparedLinear(nn.Linear):
         Used in place of the weight while a search runs.
     played_input : ActivationQuantizer or None
         Rounds the input, after ``before``.
+    played_bias : Tensor of shape (out,) or None
+        Added to the output.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -109,6 +111,7 @@ class PreparedLinear(nn.Linear):
         self.before: list[InputTransform] = []
         self.played_weight: Tensor | None = None
         self.played_input: ActivationQuantizer | None = None
+        self.played_bias: Tensor | None = None
         self.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,7 +121,8 @@ class PreparedLinear(nn.Linear):
         if self.played_input is not None:
             x = self.played_input.fake(x)
         weight = self.weight if self.played_weight is None else self.played_weight.to(self.weight.dtype)
-        return nn.functional.linear(x, weight, self.bias)
+        y = nn.functional.linear(x, weight, self.bias)
+        return y if self.played_bias is None else y + self.played_bias.to(y)
 
     def plain(self) -> nn.Linear:
         """Return an ordinary ``nn.Linear`` over the same parameters; ``before`` is not part of it."""
@@ -137,16 +141,20 @@ class PreparedLinear(nn.Linear):
 
 @contextmanager
 def played(
-    linear: PreparedLinear, weight: Tensor | None = None, activation: ActivationQuantizer | None = None
+    linear: PreparedLinear,
+    weight: Tensor | None = None,
+    activation: ActivationQuantizer | None = None,
+    bias: Tensor | None = None,
 ) -> Iterator[None]:
-    """Let ``linear`` compute with another weight or a rounded input for the length of a ``with`` block."""
-    kept = linear.played_weight, linear.played_input
+    """Let ``linear`` compute with another weight, a rounded input, an added bias for the length of a ``with`` block."""
+    kept = linear.played_weight, linear.played_input, linear.played_bias
     linear.played_weight = kept[0] if weight is None else weight
     linear.played_input = kept[1] if activation is None else activation
+    linear.played_bias = kept[2] if bias is None else bias
     try:
         yield
     finally:
-        linear.played_weight, linear.played_input = kept
+        linear.played_weight, linear.played_input, linear.played_bias = kept
 
 
 class QuantizedLinear(nn.Module):

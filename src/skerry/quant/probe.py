@@ -85,6 +85,8 @@ class GroupContext:
     block : int
         Index of the block.
     random_state : int
+    memo : dict
+        For what layers of one group share (a common low-rank branch).
     """
 
     model: nn.Module
@@ -93,12 +95,14 @@ class GroupContext:
     probe: Probe
     block: int = 0
     random_state: int = 0
+    memo: dict[str, Any] = field(default_factory=dict)
 
     def error(
         self,
         group: Group,
         weights: dict[str, Tensor] | None = None,
         activation: ActivationQuantizer | None = None,
+        biases: dict[str, Tensor] | None = None,
     ) -> float:
         """Return the probe's error with other weights in the group's layers and their input rounded.
 
@@ -107,10 +111,13 @@ class GroupContext:
         group : Group
         weights : dict of layer name to Tensor of shape (out, in), optional
         activation : ActivationQuantizer, optional
+        biases : dict of layer name to Tensor of shape (out,), optional
+            Added to the layers' outputs.
         """
         with ExitStack() as stack:
             for name, layer in group.consumers.items():
-                stack.enter_context(played(layer, None if weights is None else weights[name], activation))
+                weight = None if weights is None else weights[name]
+                stack.enter_context(played(layer, weight, activation, None if biases is None else biases[name]))
             return self.probe.error()
 
 

@@ -18,7 +18,11 @@ __all__ = ["Bits", "Recipe", "from_plain", "parse_bits", "to_plain"]
 PARTS: dict[str, str] = {
     "AffineGrid": "skerry.quant.numerics",
     "GroupDynamic": "skerry.quant.activation",
+    "PreDequant": "skerry.quant.transforms.symmetrize",
     "RoundClamp": "skerry.quant.activation",
+    "ShiftScale": "skerry.quant.transforms.shift_scale",
+    "Smooth": "skerry.quant.transforms.smooth",
+    "Symmetrize": "skerry.quant.transforms.symmetrize",
     "TensorDynamic": "skerry.quant.activation",
     "TensorStatic": "skerry.quant.activation",
     "TokenDynamic": "skerry.quant.activation",
@@ -88,7 +92,10 @@ class Recipe:
         Whether the layers of a block share one calibration pass, or each group is solved on inputs that have
         passed through the already quantized groups before it.
     overrides : tuple of (pattern, mapping)
-        Settings (``weight``, ``solver``, ``activation``) for layers whose name matches; the last match counts.
+        Settings (``weight``, ``solver``, ``activation``) for layers whose name matches; the last match counts. The
+        pattern "@norm" matches layers fed by a norm that changes can be folded into.
+    strict_groups : bool, default False
+        Refuse a layer whose inputs the weights' group size does not divide; else it gets one scale a row and a note.
 
     Raises
     ------
@@ -105,6 +112,7 @@ class Recipe:
     propagate: str = "quantized"
     sequential: str = "block"
     overrides: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    strict_groups: bool = False
 
     def __post_init__(self) -> None:
         if self.propagate not in ("quantized", "float"):
@@ -126,11 +134,11 @@ class Recipe:
         """Return whether ``layer`` stays in floating point."""
         return any(fnmatch.fnmatchcase(layer, pattern) for pattern in self.skip)
 
-    def parts_for(self, layer: str) -> tuple[Any, Any, Any]:
-        """Return (weight format, solver, activation quantizer) of a layer."""
+    def parts_for(self, layer: str, role: str = "") -> tuple[Any, Any, Any]:
+        """Return (weight format, solver, activation quantizer) of a layer; ``role`` is "norm" behind a norm."""
         chosen = {"weight": self.weight, "solver": self.solver, "activation": self.activation}
         for pattern, settings in self.overrides:
-            if fnmatch.fnmatchcase(layer, pattern):
+            if pattern == f"@{role}" or fnmatch.fnmatchcase(layer, pattern):
                 chosen |= settings
         return chosen["weight"], chosen["solver"], chosen["activation"]
 

@@ -1,5 +1,57 @@
 """Recipes: each paper as a list of parts."""
 
-from skerry.core.lazy import lazy_package
+from __future__ import annotations
 
-__getattr__, __dir__, __all__ = lazy_package(__name__, {})
+import importlib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from skerry.core.errors import ParameterError, nearest
+
+if TYPE_CHECKING:
+    from skerry.quant.recipe import Bits, Recipe
+
+__all__ = ["RECIPES", "make_recipe"]
+
+# name: (module of this folder, what it is good for in a line)
+RECIPES: dict[str, tuple[str, str]] = {
+    "os-plus": ("os_plus", "static activations: shift and scale every channel (Outlier Suppression+)"),
+    "outliertune": ("outliertune", "static activations without a scale at run time (OutlierTune)"),
+    "rtn": ("rtn", "round to nearest: no calibration, the baseline"),
+    "smoothquant": ("smoothquant", "move part of the activations' range into the weights"),
+}
+
+
+def make_recipe(name: str, bits: str | Bits = "w8a8", **settings: Any) -> Recipe:
+    """Return the named recipe at these bits.
+
+    Parameters
+    ----------
+    name : str
+        See :data:`RECIPES`.
+    bits : str or Bits, default "w8a8"
+        For example "w4a16", "w4a16g128", "w4a4".
+    **settings
+        The recipe's own; an unknown one raises with the list.
+
+    Raises
+    ------
+    ParameterError
+        For an unknown recipe or setting, or bits that the recipe cannot do.
+
+    Examples
+    --------
+    >>> make_recipe("rtn", "w4a16").weight.group_size
+    128
+    """
+    from skerry.quant.recipe import parse_bits
+
+    if name not in RECIPES:
+        raise ParameterError(f"unknown recipe {name!r}: {nearest(name, RECIPES)}")
+    build = importlib.import_module(f"skerry.quant.recipes.{RECIPES[name][0]}").build
+    known = [p for p in inspect.signature(build).parameters if p != "bits"]
+    if unknown := settings.keys() - set(known):
+        raise ParameterError(
+            f"recipe {name!r} has no setting {', '.join(sorted(unknown))}; it has {', '.join(known) or 'none'}"
+        )
+    return build(parse_bits(bits), **settings)

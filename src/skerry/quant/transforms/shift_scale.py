@@ -1,0 +1,160 @@
+"""Outlier Suppression+: shift every channel to its mid-range, then bring the wide ones down to one threshold.
+
+Wei et al. (EMNLP 2023), "Outlier Suppression+" (arXiv 2304.09145). ``X~ = (X - z) / s``, ``W~ = W s``, ``b~ = b + W z``
+with ``z_j = (max_j + min_j) / 2`` and ``s_j = max(1, max|X_j - z_j| / t)``; the threshold t is searched from the
+largest range down, by the error of the output that matters (attention, gated MLP) with weights AND inputs rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skerry.core.errors import ParameterError
+from skerry.quant.activation import TensorStatic
+from skerry.quant.groups import Group
+from skerry.quant.parts import ActivationQuantizer
+from skerry.quant.probe import GroupContext
+from skerry.quant.statistics import LayerStatistics
+
+__all__ = ["ShiftScale"]
+
+
+@dataclass(frozen=True)
+class ShiftScale:
+    """Channel-wise shift and threshold scale.
+
+    Parameters
+    ----------
+    shift : bool, default True
+        Subtract the mid-range where it can be folded, or stays at run time anyway.
+    scale : bool, default True
+        Search the threshold.
+    floor : float, default 1.0
+        Smallest threshold tried (the paper's code: 1.0, and 0.1 for Llama).
+    n_grid : int or "auto", default "auto"
+        Thresholds tried; "auto" is ``max(100, largest range / 0.5)``.
+    rms : {"drop", "bias"}, default "drop"
+        What a shift becomes behind an RMSNorm, which has no bias: nothing, as in the paper's code, or a bias.
+    folded_only : bool, default False
+        Leave groups alone whose change would have to stay at run time.
+
+    Raises
+    ------
+    ParameterError
+        For settings out of range.
+    """
+
+    shift: bool = True
+    scale: bool = True
+    floor: float = 1.0
+    n_grid: int | str = "auto"
+    rms: str = "drop"
+    folded_only: bool = False
+
+    needs = frozenset({"range"})
+
+    def __post_init__(self) -> None:
+        if self.floor <= 0.0:
+            raise ParameterError(f"floor must be positive, got {self.floor}")
+        if self.rms not in ("drop", "bias"):
+            raise ParameterError(f"rms must be 'drop' or 'bias', got {self.rms!r}")
+        if self.n_grid != "auto" and (isinstance(self.n_grid, str) or self.n_grid < 1):
+            raise ParameterError(f"n_grid must be 'auto' or a positive number, got {self.n_grid!r}")
+
+    def apply(self, group: Group, statistics: LayerStatistics, context: GroupContext) -> Mapping[str, Any]:
+        """Shift and scale one group; see :class:`~skerry.quant.parts.Transform`."""
+        if self.folded_only and not group.folds:
+            return {}
+        low, high = statistics.low, statistics.high
+        assert low is not None and high is not None
+        z = (low + high) / 2 if self.shift and self._may_shift(group, context) else torch.zeros_like(low)
+        half = torch.maximum(high - z, z - low)
+        top = float(half.max())
+        s, threshold, error, plain = torch.ones_like(z), top, float("nan"), float("nan")
+        if self.scale and top > self.floor:
+            threshold, error, plain = self._search(group, z, half, top, context)
+            s = channel_scale(half, threshold)
+        group.rescale(context.model, s, z)
+        return {
+            "threshold": threshold,
+            "range": top,
+            "scaled_channels": int((s > 1.0).sum()),
+            "largest_shift": float(z.abs().max()),
+            "error": error,
+            "error_without_scale": plain,
+        }
+
+    def _may_shift(self, group: Group, context: GroupContext) -> bool:
+        if group.kind == "rows" and group.folds:
+            return False
+        if group.kind == "norm" and group.folds and self.rms == "drop":
+            return getattr(context.model.get_submodule(group.producer or ""), "bias", None) is not None
+        return True
+
+    def _search(
+        self, group: Group, z: Tensor, half: Tensor, top: float, context: GroupContext
+    ) -> tuple[float, float, float]:
+        """Return (threshold, its error, the error of shifting alone)."""
+        count = max(100, int(top / 0.5)) if self.n_grid == "auto" else int(self.n_grid)
+        weights = {name: layer.weight.float() for name, layer in group.consumers.items()}
+        shifted = {name: W @ z for name, W in weights.items()}  # the exact bias, whatever the weights become
+        best, least, plain = top, float("inf"), float("nan")
+        for step in range(count + 1):
+            t = top - step * (top - self.floor) / count
+            s = channel_scale(half, t)
+            rounded = {
+                n: W if context.weight is None else _rounded(context.weight, W * s) / s for n, W in weights.items()
+            }
+            biases = {n: shifted[n] - rounded[n] @ z for n in weights}
+            error = context.error(group, rounded, _Moved(z, s, _within(context.activation, t)), biases)
+            if step == 0:
+                plain = error
+            if error < least:
+                best, least = t, error
+        return best, least, plain
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """Rounds ``(x - z) / s`` and moves the result back, so that weights divided by s see it."""
+
+    z: Tensor
+    s: Tensor
+    inner: ActivationQuantizer | None
+    bits: int = 16
+
+    def calibrated(self, statistics: LayerStatistics) -> _Moved:
+        return self
+
+    def fake(self, x: Tensor) -> Tensor:
+        z, s = self.z.to(x), self.s.to(x)
+        y = (x - z) / s
+        return (y if self.inner is None else self.inner.fake(y)) * s + z
+
+
+def channel_scale(half: Tensor, threshold: float) -> Tensor:
+    """Return ``max(1, half / threshold)`` (in,).
+
+    Examples
+    --------
+    >>> channel_scale(torch.tensor([2.0, 1.5, 0.5]), 1.0).tolist()
+    [2.0, 1.5, 1.0]
+    """
+    return (half / threshold).clamp(min=1.0)
+
+
+def _within(activation: ActivationQuantizer | None, threshold: float) -> ActivationQuantizer | None:
+    if isinstance(activation, TensorStatic):
+        return replace(activation, low=-threshold, high=threshold)
+    return activation
+
+
+def _rounded(weight: Any, W: Tensor) -> Tensor:
+    if weight is None:
+        return W
+    return weight.round(W) if hasattr(weight, "round") else weight.quantize(W).dequantize()
