@@ -20,20 +20,19 @@ from skerry.detect.tabular.autood import AutoOD  # noqa: E402
 from skerry.detect.tabular.autood_child import (  # noqa: E402
     WeightPool,
     _Trainer,
-    energy,
-    latent,
-    score,
     soft_assignment,
     target_assignment,
     train_child,
 )
-from skerry.detect.tabular.autood_search import (  # noqa: E402
+from skerry.detect.tabular.autood_network import energy, latent, score  # noqa: E402
+from skerry.detect.tabular.autood_report import SearchReport  # noqa: E402
+from skerry.detect.tabular.autood_reward import (  # noqa: E402
     LabelledReward,
-    Search,
     UnlabelledReward,
     excess_mass,
     synthetic_outliers,
 )
+from skerry.detect.tabular.autood_search import Search  # noqa: E402
 from skerry.detect.tabular.autood_space import ACTIVATIONS, DEFINITIONS, SearchSpace  # noqa: E402
 
 TINY = {"n_children": 2, "child_epochs": 2, "final_epochs": 3, "ensemble": 1, "random_state": 0}
@@ -189,7 +188,7 @@ def test_the_reward_is_the_mean_rank_of_both_measures():
 def test_the_number_of_children_is_exact_and_the_best_never_falls(table, strategy):
     run = search(table, strategy=strategy)
     assert len(run.run()) == 7
-    report = autood_search.SearchReport(run.space, run.history)
+    report = SearchReport(run.space, run.history)
     assert (np.diff(report.best_so_far) >= 0).all()
     assert len(report.to_frame()) == len(report) == 7
     assert report.best_so_far[-1] == max(h["reward"] for h in run.history)
@@ -212,7 +211,7 @@ def test_a_failed_child_gets_the_worst_reward_and_the_search_goes_on(table, monk
     assert len(history) == 7
     assert history[0]["measures"] is None and history[0]["reward"] == 0.5
     assert history[3]["reward"] == min(h["reward"] for h in history[:3])
-    failed = autood_search.SearchReport(run.space, history).to_frame()["failed"].to_list()
+    failed = SearchReport(run.space, history).to_frame()["failed"].to_list()
     assert [i for i, f in enumerate(failed) if f] == [0, 3]
 
 
@@ -264,7 +263,7 @@ def test_effects_name_the_choice_that_matters(table):
         good = space.decode(string)["definition"] == "density"
         reward = 0.6 + 0.3 * good + 0.02 * rng.normal()
         history.append({"string": list(string), "reward": reward, "measures": [reward], "gain": None, "seconds": 0.0})
-    effects = autood_search.SearchReport(space, history).effects()
+    effects = SearchReport(space, history).effects()
     top = effects.row(0, named=True)
     assert (top["decision"], top["choice"]) == ("definition", "density")
     assert top["low"] < 0.3 < top["high"] + 0.05 and top["importance"] > 0.8

@@ -19,8 +19,10 @@ from skerry.bench.tables import adbench_tables
 from skerry.core.errors import DataError
 from skerry.core.metrics import average_precision, roc_auc
 from skerry.detect.tabular.autood import AutoOD, _ranks
-from skerry.detect.tabular.autood_child import WeightPool, score, train_child
-from skerry.detect.tabular.autood_search import Search, UnlabelledReward
+from skerry.detect.tabular.autood_child import WeightPool, train_child
+from skerry.detect.tabular.autood_network import score
+from skerry.detect.tabular.autood_reward import UnlabelledReward
+from skerry.detect.tabular.autood_search import Search
 from skerry.detect.tabular.autood_space import SearchSpace
 from skerry.detect.tabular.isolation_forest import IsolationForest
 from skerry.detect.tabular.knn import KNN

@@ -19,8 +19,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from skerry.core.detector import Detector
 from skerry.core.errors import DataError, MissingExtra, ParameterError
-from skerry.detect.tabular.autood_child import WeightPool, column_terms, score, train_child
-from skerry.detect.tabular.autood_search import LabelledReward, Search, SearchReport, UnlabelledReward
+from skerry.detect.tabular.autood_child import WeightPool, train_child
+from skerry.detect.tabular.autood_network import column_terms, score
+from skerry.detect.tabular.autood_report import SearchReport
+from skerry.detect.tabular.autood_reward import LabelledReward, UnlabelledReward
+from skerry.detect.tabular.autood_search import Search
 from skerry.detect.tabular.autood_space import DEFINITIONS, SearchSpace
 
 __all__ = ["AutoOD"]

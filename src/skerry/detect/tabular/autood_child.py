@@ -1,8 +1,8 @@
-"""The networks that AutoOD tries: one design trained on one table, under four ideas of what an outlier is.
+"""Training the networks that AutoOD tries: one design on one table, under four ideas of what an outlier is.
 
 *reconstruction*: far from its rebuilt self. *centroid*: far from a centre of the latent space (Deep SVDD, soft
 boundary). *density*: improbable under a Gaussian mixture in the latent space (DAGMM). *cluster*: far from every
-cluster of the latent space (DEC). Training is torch; a trained network is plain arrays that NumPy scores.
+cluster of the latent space (DEC). What comes out is plain arrays (:mod:`skerry.detect.tabular.autood_network`).
 """
 
 from __future__ import annotations
@@ -12,28 +12,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logsumexp
 
-__all__ = ["WeightPool", "column_terms", "score", "soft_assignment", "target_assignment", "train_child"]
+__all__ = ["WeightPool", "soft_assignment", "target_assignment", "train_child"]
 
-BLOCK = 256  # rows scored at once; the last block is padded, so that a row's score does not depend on its batch
 BATCH, LEARNING_RATE, PATIENCE = 256, 1e-3, 4
 NU = 0.1  # of the soft boundary
 COMPONENTS, CLUSTERS, JITTER = 4, 4, 1e-6
 ENERGY_WEIGHT, DIAGONAL_WEIGHT = 0.1, 0.005
 CALIBRATION_ROWS = 8192  # that set centres, mixtures and the statistics of batch normalisation
-NEGATIVE_SLOPE = 0.01
-
-_NUMPY = {
-    "linear": lambda a: a,
-    "relu": lambda a: np.maximum(a, 0.0),
-    "relu6": lambda a: np.clip(a, 0.0, 6.0),
-    "leaky_relu": lambda a: np.where(a > 0, a, NEGATIVE_SLOPE * a),
-    "elu": lambda a: np.where(a > 0, a, np.expm1(np.minimum(a, 0.0))),
-    "sigmoid": expit,
-    "tanh": np.tanh,
-    "softplus": lambda a: np.logaddexp(0.0, a),
-}
 
 
 class WeightPool:
@@ -349,67 +335,3 @@ def target_assignment(q):
     """Return the sharpened target ``q^2 / column mass``, rows summing to 1."""
     p = q**2 / q.sum(0)
     return p / p.sum(1, keepdim=True)
-
-
-# ---- a trained network in NumPy -------------------------------------------------------------------------------
-def _apply(blocks, x):
-    for b in blocks:
-        a = x @ b["weight"]
-        if b["bias"] is not None:
-            a = a + b["bias"]
-        if b["norm"] == "layer":
-            a = (a - a.mean(1, keepdims=True)) / np.sqrt(a.var(1, keepdims=True) + 1e-5)
-        elif b["norm"] == "batch":
-            a = (a - b["mean"]) / b["deviation"]
-        if b["scale"] is not None:
-            a = a * b["scale"] + b["shift"]
-        a = _NUMPY[b["activation"]](a)
-        x = a + x if b["skip"] else a
-    return x
-
-
-def _per_block(function, z: NDArray, width: int) -> NDArray[np.float64]:
-    out = np.empty((len(z), width))
-    block = np.zeros((BLOCK, z.shape[1]))
-    for at in range(0, len(z), BLOCK):
-        m = min(BLOCK, len(z) - at)
-        block[:m], block[m:] = z[at : at + m], 0.0
-        out[at : at + m] = function(block)[:m]
-    return out
-
-
-def latent(net: dict[str, Any], z: NDArray) -> NDArray[np.float64]:
-    """Return the latent rows, shape (n, latent)."""
-    return _per_block(lambda x: _apply(net["encoder"], x), z, net["encoder"][-1]["weight"].shape[1])
-
-
-def column_terms(net: dict[str, Any], z: NDArray) -> NDArray[np.float64]:
-    """Return the distance of every cell to its rebuilt self, shape (n, d); rows sum to the l1 or squared l2 score."""
-    gap = _per_block(lambda x: x - _apply(net["decoder"], _apply(net["encoder"], x)), z, z.shape[1])
-    return np.abs(gap) if net["distance"] == "l1" else gap**2
-
-
-def score(net: dict[str, Any], z: NDArray) -> NDArray[np.float64]:
-    """Return the scores of standardised rows, shape (n,), higher = more anomalous."""
-    kind = net["definition"]
-    if kind == "reconstruction":
-        s = column_terms(net, z).sum(1)
-        return np.sqrt(s) if net["distance"] == "l21" else s
-    f = latent(net, z)
-    if kind in ("centroid", "cluster"):
-        return np.min([((f - c) ** 2).sum(1) for c in net["centres"]], axis=0)
-    return energy(f, net["shares"], net["means"], net["factors"])
-
-
-def energy(f: NDArray, shares: NDArray, means: NDArray, factors: NDArray) -> NDArray[np.float64]:
-    """Return ``-log sum_k phi_k N(f; mu_k, L_k L_k^T)``, shape (n,)."""
-    from scipy.linalg import solve_triangular
-
-    logs = []
-    for share, mean, factor in zip(shares, means, factors, strict=True):
-        # the inverse factor is tiny, and a product in blocks keeps a row free of its batch
-        inverse = solve_triangular(factor, np.eye(len(mean)), lower=True).T
-        white = _per_block(lambda x, a=inverse: x @ a, f - mean, len(mean))
-        log_det = 2 * np.log(np.diag(factor)).sum()
-        logs.append(np.log(share) - 0.5 * ((white**2).sum(1) + log_det + len(mean) * np.log(2 * np.pi)))
-    return -logsumexp(logs, axis=0)
