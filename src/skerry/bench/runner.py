@@ -29,6 +29,7 @@ STUDIES: dict[str, str] = {
     "robust-high-dimensional": "screening, nonconvex regression and mixed models",
     "root-optimizer": "ROOT beside Muon and AdamW: exactness, cost, heavy-tailed gradients",
     "tabular": "accuracy of the default and of every detector beside PyOD",
+    "tabular-apart": "accuracy on tables that had no part in the choice of the default",
     "tabular-stream": "tables larger than memory, beside the bare time of reading them",
     "tabular-speed": "seconds and memory beside PyOD, scikit-learn and faiss",
     "themis": "self-similarity of frozen embeddings on labelled series",
