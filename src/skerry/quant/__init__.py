@@ -1,1 +1,18 @@
-"""Planned wing; see the catalogue (``skerry papers``)."""
+"""Run a network in few bits although its outliers break low-bit formats: recipes of parts, one engine."""
+
+from skerry.core.lazy import lazy_package
+
+__getattr__, __dir__, __all__ = lazy_package(
+    __name__,
+    {
+        "Recipe": "skerry.quant.recipe",
+        "compare": "skerry.quant.comparison",
+        "make_recipe": "skerry.quant.recipes",
+        "quantize": "skerry.quant.api",
+        "report_of": "skerry.quant.api",
+        "recipes": "",
+        "solvers": "",
+        "formats": "",
+        "transforms": "",
+    },
+)

@@ -31,7 +31,7 @@ from skerry.quant.report import LayerReport, QuantizationReport
 from skerry.quant.statistics import LayerStatistics, StatisticsCollector
 from skerry.quant.streams import HiddenStates
 
-__all__ = ["quantize_model"]
+__all__ = ["output_of", "quantize_model"]
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 Progress = Callable[[str, int, int], None]
@@ -255,10 +255,10 @@ def _transformed(
 def _whole_model(
     model: nn.Module, architecture: Architecture, transform: Any, batches: list[Any], check: bool
 ) -> dict[str, Any]:
-    before = _logits(run_model(model, batches[0])) if check and batches else None
+    before = output_of(run_model(model, batches[0])) if check and batches else None
     facts = dict(transform.apply_model(model, architecture, batches))
     if before is not None:
-        error = _relative(before, _logits(run_model(model, batches[0])))
+        error = _relative(before, output_of(run_model(model, batches[0])))
         if not error <= 10 * TOLERANCE.get(before.dtype, 1e-2):  # errors add up over the blocks
             raise ModelError(f"{type(transform).__name__} changed the model's function (relative error {error:.2g})")
     return {"transform": type(transform).__name__, "group": "model", **facts}
@@ -300,7 +300,7 @@ def _block(
     module = model.get_submodule(name)
     if inputs is None or states is None:
         return _Block(
-            name, module, lambda b: _logits(run_model(model, batches[b])), len(batches), [None] * len(batches)
+            name, module, lambda b: output_of(run_model(model, batches[b])), len(batches), [None] * len(batches)
         )
 
     def run(b: int) -> Tensor:
@@ -352,7 +352,8 @@ def _relative(before: Tensor, after: Tensor) -> float:
     return float(torch.linalg.vector_norm(after - before) / torch.linalg.vector_norm(before).clamp(min=1e-30))
 
 
-def _logits(output: Any) -> Tensor:
+def output_of(output: Any) -> Tensor:
+    """Return the tensor that counts of a model's output: logits, else the last hidden state."""
     if isinstance(output, Tensor):
         return output
     found = getattr(output, "logits", None)

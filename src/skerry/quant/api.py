@@ -1,0 +1,103 @@
+"""The calls that people make: quantize a model by a recipe's name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from skerry.quant.engine import Progress, quantize_model
+from skerry.quant.recipe import Recipe
+from skerry.quant.recipes import make_recipe
+from skerry.quant.report import QuantizationReport
+
+__all__ = ["quantize", "report_of"]
+
+
+def quantize(
+    model: nn.Module,
+    recipe: str | Recipe = "rtn",
+    bits: str = "w8a8",
+    calibration: Any = None,
+    *,
+    inplace: bool = False,
+    memory: int = 2**31,
+    scratch: Path | None = None,
+    random_state: int = 0,
+    progress: Progress = lambda what, done, total: None,
+    **settings: Any,
+) -> nn.Module:
+    """Return the model with quantized linear layers.
+
+    Parameters
+    ----------
+    model : Module
+        A model of ``transformers`` or any other with ``nn.Linear`` layers.
+    recipe : str or Recipe, default "rtn"
+        A name of :data:`skerry.quant.recipes.RECIPES`, or parts of your own.
+    bits : str, default "w8a8"
+        Weights and activations, for example "w4a16g128"; only with a named recipe.
+    calibration : Tensor, mapping or list of them, optional
+        Batches for ``model(batch)`` or ``model(**batch)``: text like that the model will see.
+    inplace : bool, default False
+        Change ``model`` itself; else a copy.
+    memory : int, default 2 GiB
+        Bytes of hidden states kept in memory; more go to ``scratch``.
+    scratch : Path, optional
+        Folder for them.
+    random_state : int, default 0
+    progress : callable
+        Called with (block, done, total).
+    **settings
+        Of the named recipe.
+
+    Returns
+    -------
+    Module
+        In evaluation mode; :func:`report_of` tells what was done.
+
+    Raises
+    ------
+    ParameterError
+        For an unknown recipe, setting or bit width.
+    DataError
+        If calibration data is missing or empty.
+    ModelError
+        If a weight is not finite or a transform changed the function.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> small = quantize(model, "rtn", "w8a8")
+    >>> small[0]
+    QuantizedLinear(8, 16, weight 8 bit, input 8 bit)
+    """
+    chosen = make_recipe(recipe, bits, **settings) if isinstance(recipe, str) else recipe
+    found, report = quantize_model(
+        model,
+        chosen,
+        calibration=calibration,
+        inplace=inplace,
+        memory=memory,
+        scratch=scratch,
+        random_state=random_state,
+        progress=progress,
+    )
+    found.quantization_report = report  # type: ignore[assignment]
+    return found
+
+
+def report_of(model: nn.Module) -> QuantizationReport:
+    """Return what :func:`quantize` did to a model.
+
+    Raises
+    ------
+    AttributeError
+        If the model does not come from :func:`quantize`.
+    """
+    report = getattr(model, "quantization_report", None)
+    if not isinstance(report, QuantizationReport):
+        raise AttributeError("this model was not made by skerry.quant.quantize")
+    return report
