@@ -8,7 +8,8 @@ transform of binned data. No normal reference enters, so two far modes do not wi
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from skerry.kernels.compiled import njit
 
 __all__ = ["FIXED", "PLUG_IN", "REACH", "SPREAD", "bandwidth", "sheather_jones"]
 

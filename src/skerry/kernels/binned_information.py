@@ -9,8 +9,9 @@ and Statistics 10, 2006.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from skerry.kernels.compiled import njit
 from skerry.kernels.pairs import plogp
 
 __all__ = ["MAX_BINS", "bin_columns", "binned_information"]

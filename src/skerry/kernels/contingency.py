@@ -12,8 +12,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import ArrayLike, NDArray
+
+from skerry.kernels.compiled import njit
 
 __all__ = [
     "Sums",

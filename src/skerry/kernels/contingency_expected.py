@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import ArrayLike, NDArray
 
+from skerry.kernels.compiled import njit
 from skerry.kernels.contingency import Sums, klogk, state
 
 __all__ = ["expected_mutual_information", "margin_draws"]

@@ -9,9 +9,10 @@ shuffled within the values of the anchor (what the cross tells beyond the anchor
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
+from skerry.kernels.compiled import njit
 from skerry.kernels.contingency import Sums, group, joint_sum, klogk, shuffle, state
 
 __all__ = ["AnchorSums", "anchor_sums", "cross_codes", "pair_sums"]

@@ -7,8 +7,10 @@ per row and 8 to 16 bytes per row.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
+
+from skerry.kernels.compiled import njit
 
 __all__ = ["RowTable", "distinct_rows", "multiplicities"]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from skerry.kernels.compiled import njit
 
 __all__ = ["column_range", "count_bins", "look_up", "look_up_terms"]
 

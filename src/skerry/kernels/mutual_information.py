@@ -9,9 +9,10 @@ those of :func:`skerry.kernels.bandwidths.bandwidth`.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from skerry.kernels.bandwidths import REACH, bandwidth
+from skerry.kernels.compiled import njit
 from skerry.kernels.pairs import complete, plogp, quantile, scaled
 
 __all__ = ["kde_classes", "kde_continuous"]

@@ -9,8 +9,9 @@ ties as in W. Gao et al., NeurIPS 2017. Classes: B. Ross, PLoS ONE 9, 2014.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from skerry.kernels.compiled import njit
 from skerry.kernels.pairs import complete, scaled
 
 __all__ = ["knn_classes", "knn_continuous"]

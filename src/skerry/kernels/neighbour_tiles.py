@@ -16,9 +16,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
+from skerry.kernels.compiled import njit
 from skerry.kernels.selection import kth_smallest
 
 __all__ = ["GROUP", "LANES", "PARTS", "TILE", "aligned", "measure", "scratch", "search_others", "search_self"]

@@ -8,7 +8,9 @@ run in one order, so they depend neither on the rows beside it nor on the kernel
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from skerry.kernels.compiled import njit
 
 __all__ = ["project", "projection_counts", "projection_range", "projection_scores"]
 

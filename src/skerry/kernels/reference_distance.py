@@ -8,9 +8,10 @@ it vectorises without reordering any sum, and no distance is the difference of t
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
+from skerry.kernels.compiled import njit
 from skerry.kernels.selection import kth_smallest
 from skerry.kernels.threads import threads_for
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
+
+from skerry.kernels.compiled import njit
 
 __all__ = ["RANK_STEP", "TailTable", "explain_tails", "fit_tails", "score_tails", "tail_terms"]
 

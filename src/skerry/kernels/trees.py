@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from skerry.kernels.compiled import njit
 
 __all__ = ["attribute_paths", "average_path_length", "grow_trees", "path_lengths"]
 
