@@ -14,6 +14,7 @@ from skerry.quant.numerics import AffineGrid
 from skerry.quant.recipe import Recipe
 from skerry.quant.recipes import RECIPES, make_recipe
 
+SMALL = {"os-plus": {"n_grid": 5}, "svdquant": {"rank": 2, "n_grid": 4}}
 FAMILIES = ("llama", "opt", "gpt2", "bert", "vit", "plain")
 
 
@@ -72,12 +73,12 @@ def test_any_shift_and_scale_keeps_the_function(family, tiny, inputs):
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_recipe_on_every_family(family, name, tiny, inputs):
     model, batches = tiny(family), inputs(family)
-    settings = {"n_grid": 5} if name == "os-plus" else {}
+    settings = SMALL.get(name, {})
     found = quant.quantize(model, name, "w8a8", batches, **settings)
     exact = outputs(model, batches)
     assert relative(outputs(found, batches), exact) < 0.1
     report = quant.report_of(found)
-    assert 8.0 <= report.bits_per_weight < 12.0
+    assert 8.0 <= report.bits_per_weight < 14.0
     assert all(layer.signal_to_noise > 15.0 for layer in report.layers)
     assert torch.equal(exact, outputs(model, batches))  # the caller's model is left alone
 

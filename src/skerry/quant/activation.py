@@ -87,14 +87,34 @@ class TensorDynamic(_Dynamic):
 
 @dataclass(frozen=True)
 class GroupDynamic(_Dynamic):
-    """One scale for every token and group of channels; ``unsigned`` codes 0 .. 2^b - 1 for inputs shifted above 0."""
+    """One scale for every token and group of channels.
+
+    Attributes
+    ----------
+    unsigned : bool or "auto"
+        Codes 0 .. 2^b - 1, for inputs that are never negative; "auto" decides by calibration.
+    """
 
     bits: int = 4
     group_size: int = 64
     symmetric: bool = True
-    unsigned: bool = False
+    unsigned: bool | str = False
 
     kind = "group_dynamic"
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """Statistics wanted."""
+        return frozenset({"range"}) if self.unsigned == "auto" else frozenset()
+
+    def calibrated(self, statistics: LayerStatistics) -> GroupDynamic:
+        """Return the quantizer with its sign decided from calibration."""
+        found = self
+        if self.unsigned == "auto":
+            if statistics.low is None:
+                raise ModelError("unsigned='auto' needs the 'range' statistic")
+            found = replace(found, unsigned=bool(statistics.low.min() >= 0.0))
+        return found
 
     def fake(self, x: Tensor) -> Tensor:
         """Return ``x`` (..., in) rounded.
@@ -108,7 +128,7 @@ class GroupDynamic(_Dynamic):
             raise ModelError(f"activation group size {self.group_size} does not divide {x.shape[-1]} channels")
         y = x.float().unflatten(-1, (-1, self.group_size))
         low, high = y.amin(-1, keepdim=True), y.amax(-1, keepdim=True)
-        if self.unsigned:
+        if self.unsigned is True:
             top = 2**self.bits - 1
             scale = (high.clamp(min=0.0) / top).clamp(min=TINY)
             rounded = torch.round(y / scale).clamp(0, top) * scale

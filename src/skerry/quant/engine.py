@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from skerry.core.errors import DataError, ModelError
+from skerry.quant.activation import TokenDynamic
 from skerry.quant.architectures.base import Architecture, architecture_of
 from skerry.quant.calibration import BlockInputs, as_batches, catch_inputs, run_model
 from skerry.quant.groups import Group
@@ -184,7 +185,7 @@ def _solve_group(
         elif isinstance(weight, AffineGrid):
             weight.group_of((layer.out_features, layer.in_features), name)
         if activation is not None:
-            activation = activation.calibrated(statistics)
+            activation = _fitting(activation, layer.in_features, name, recipe, report).calibrated(statistics)
         W = layer.weight.detach()
         if weight is None and activation is None and not layer.before:
             model.set_submodule(name, layer.plain())
@@ -201,6 +202,15 @@ def _solve_group(
         quantized.train(False)
         report.layers.append(_layer_report(name, layer, quantized, statistics, time.perf_counter() - started))
         model.set_submodule(name, quantized)
+
+
+def _fitting(activation: Any, channels: int, name: str, recipe: Recipe, report: QuantizationReport) -> Any:
+    """Return the quantizer, or one scale a token where its groups do not divide the channels."""
+    size = getattr(activation, "group_size", None)
+    if not size or channels % size == 0 or recipe.strict_groups:
+        return activation
+    report.notes.append(f"{name}: inputs get one scale a token, groups of {size} do not divide its {channels} channels")
+    return TokenDynamic(activation.bits, activation.symmetric)
 
 
 def _layer_report(
@@ -322,6 +332,9 @@ def _context(model: nn.Module, group: Group, recipe: Recipe, index: int, random_
     weight, _, activation = recipe.parts_for(next(iter(group.consumers)), group.role)
     if isinstance(weight, AffineGrid):
         weight = weight.for_shape((1, group.width))
+    size = getattr(activation, "group_size", None)
+    if activation is not None and size and group.width % size:
+        activation = TokenDynamic(activation.bits, activation.symmetric)
     return GroupContext(model, weight, activation, probe_of(model, group), index, random_state)
 
 

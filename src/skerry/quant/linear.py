@@ -102,6 +102,8 @@ class PreparedLinear(nn.Linear):
         Rounds the input, after ``before``.
     played_bias : Tensor of shape (out,) or None
         Added to the output.
+    played_branch : Tensor of shape (out, in) or None
+        A second weight, for the input before it was rounded.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -112,16 +114,18 @@ class PreparedLinear(nn.Linear):
         self.played_weight: Tensor | None = None
         self.played_input: ActivationQuantizer | None = None
         self.played_bias: Tensor | None = None
+        self.played_branch: Tensor | None = None
         self.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``f(x) W^T + b``."""
         for change in self.before:
             x = change(x)
-        if self.played_input is not None:
-            x = self.played_input.fake(x)
+        rounded = x if self.played_input is None else self.played_input.fake(x)
         weight = self.weight if self.played_weight is None else self.played_weight.to(self.weight.dtype)
-        y = nn.functional.linear(x, weight, self.bias)
+        y = nn.functional.linear(rounded, weight, self.bias)
+        if self.played_branch is not None:
+            y = y + nn.functional.linear(x, self.played_branch.to(x))
         return y if self.played_bias is None else y + self.played_bias.to(y)
 
     def plain(self) -> nn.Linear:
@@ -145,16 +149,18 @@ def played(
     weight: Tensor | None = None,
     activation: ActivationQuantizer | None = None,
     bias: Tensor | None = None,
+    branch: Tensor | None = None,
 ) -> Iterator[None]:
-    """Let ``linear`` compute with another weight, a rounded input, an added bias for the length of a ``with`` block."""
-    kept = linear.played_weight, linear.played_input, linear.played_bias
+    """Let ``linear`` compute with other parts (see its attributes) for the length of a ``with`` block."""
+    kept = linear.played_weight, linear.played_input, linear.played_bias, linear.played_branch
     linear.played_weight = kept[0] if weight is None else weight
     linear.played_input = kept[1] if activation is None else activation
     linear.played_bias = kept[2] if bias is None else bias
+    linear.played_branch = kept[3] if branch is None else branch
     try:
         yield
     finally:
-        linear.played_weight, linear.played_input, linear.played_bias = kept
+        linear.played_weight, linear.played_input, linear.played_bias, linear.played_branch = kept
 
 
 class QuantizedLinear(nn.Module):

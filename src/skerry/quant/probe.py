@@ -103,6 +103,7 @@ class GroupContext:
         weights: dict[str, Tensor] | None = None,
         activation: ActivationQuantizer | None = None,
         biases: dict[str, Tensor] | None = None,
+        branches: dict[str, Tensor] | None = None,
     ) -> float:
         """Return the probe's error with other weights in the group's layers and their input rounded.
 
@@ -113,11 +114,14 @@ class GroupContext:
         activation : ActivationQuantizer, optional
         biases : dict of layer name to Tensor of shape (out,), optional
             Added to the layers' outputs.
+        branches : dict of layer name to Tensor of shape (out, in), optional
+            Second weights, for the inputs before rounding.
         """
+        parts = (weights or {}, biases or {}, branches or {})
         with ExitStack() as stack:
             for name, layer in group.consumers.items():
-                weight = None if weights is None else weights[name]
-                stack.enter_context(played(layer, weight, activation, None if biases is None else biases[name]))
+                weight, bias, branch = (part.get(name) for part in parts)
+                stack.enter_context(played(layer, weight, activation, bias, branch))
             return self.probe.error()
 
 

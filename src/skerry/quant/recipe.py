@@ -17,7 +17,10 @@ __all__ = ["Bits", "Recipe", "from_plain", "parse_bits", "to_plain"]
 # Where the parts live: a class name in a checkpoint is looked up here and nowhere else (no code from a file).
 PARTS: dict[str, str] = {
     "AffineGrid": "skerry.quant.numerics",
+    "BranchSmooth": "skerry.quant.transforms.low_rank",
     "GroupDynamic": "skerry.quant.activation",
+    "LiftedInput": "skerry.quant.transforms.low_rank",
+    "LowRankAbsorb": "skerry.quant.transforms.low_rank",
     "PreDequant": "skerry.quant.transforms.symmetrize",
     "RoundClamp": "skerry.quant.activation",
     "ShiftScale": "skerry.quant.transforms.shift_scale",

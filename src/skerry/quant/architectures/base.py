@@ -111,7 +111,8 @@ class Architecture:
             kind = spec.kind if complete and producer and _get(model, producer) is not None else "none"
             repeats, head_size = _heads(model) if spec.grouped_heads else (1, 0)
             parent = None if spec.parent is None else f"{block}.{spec.parent}"
-            name = f"{block}.{'+'.join(r.rsplit('.', 1)[-1] for r in spec.readers)}"
+            first, *others = (r.removeprefix(f"{block}.") for r in prepared)
+            name = "+".join([f"{block}.{first}", *(other.rsplit(".", 1)[-1] for other in others)])
             found.append(Group(name, prepared, producer, kind, parent, repeats, head_size))
         for name, module in model.get_submodule(block).named_modules(prefix=block):
             if isinstance(module, PreparedLinear) and name not in seen:
