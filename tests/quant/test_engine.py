@@ -78,7 +78,7 @@ def test_every_recipe_on_every_family(family, name, tiny, inputs):
     exact = outputs(model, batches)
     assert relative(outputs(found, batches), exact) < 0.1
     report = quant.report_of(found)
-    assert 8.0 <= report.bits_per_weight < 14.0
+    assert 8.0 <= report.bits_per_weight < 16.0
     assert all(layer.signal_to_noise > 15.0 for layer in report.layers)
     assert torch.equal(exact, outputs(model, batches))  # the caller's model is left alone
 
