@@ -1,6 +1,7 @@
 """Build the site: check every page, run its Python, make its pictures, and write HTML to ``site/``.
 
-A broken link, a Python block that fails or a command that is unknown ends the build with an error.
+A broken link, a Python block that fails, a command that is unknown or a table of the README that is not the
+catalogue's ends the build with an error. ``python docs/build.py --readme`` writes that table anew.
 """
 
 from __future__ import annotations
@@ -17,21 +18,23 @@ import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS, SITE = ROOT / "docs", ROOT / "site"
+MARKS = "<!-- papers: made by python docs/build.py --readme -->", "<!-- /papers -->"
 STYLE = (
     "body{font:16px/1.55 system-ui,sans-serif;max-width:860px;margin:0 auto;padding:16px;color:#1d2a36}"
     "pre{background:#f4f6f8;padding:10px;overflow-x:auto}code{background:#f4f6f8}"
     "table{border-collapse:collapse}td,th{border-top:1px solid #dfe5ea;padding:4px 10px 4px 0;text-align:left}"
-    "img,svg{max-width:100%;height:auto}"
+    "img,svg{max-width:100%;height:auto}.wide{overflow-x:auto}td{vertical-align:top}"
 )
 
 
-def gallery() -> str:
-    """Return the table of papers, made from the catalogue."""
+def with_table(text: str) -> str:
+    """Return the README with the table of papers that the catalogue gives."""
+    from skerry.app.papers import verb_table
     from skerry.core.catalogue import papers
 
-    rows = ["| paper | verb | status | measured |", "|---|---|---|---|"]
-    rows += [f"| {p.title} ({p.year}) | {p.verb} | {p.status} | {p.figure} |" for p in papers()]
-    return "# The papers\n\nMade from the catalogue; `skerry papers SLUG` tells more.\n\n" + "\n".join(rows) + "\n"
+    head, rest = text.split(MARKS[0], 1)
+    tail = rest.split(MARKS[1], 1)[1]
+    return f"{head}{MARKS[0]}\n{verb_table(papers())}{MARKS[1]}{tail}"
 
 
 def pictures() -> None:
@@ -82,23 +85,35 @@ def check(page: Path, text: str, pages: set[str]) -> list[str]:
 
 
 def main() -> int:
+    from skerry.app.papers import gallery
+    from skerry.core.catalogue import papers
+
     os.chdir(ROOT)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    if "--readme" in sys.argv[1:]:
+        (ROOT / "README.md").write_text(with_table(readme), encoding="utf-8")
+        return 0
     SITE.mkdir(exist_ok=True)
     pictures()
     sources = {p.name: p.read_text(encoding="utf-8") for p in sorted(DOCS.glob("*.md"))}
-    sources["papers.md"] = gallery()
+    sources["papers.md"] = gallery(papers())
     work = SITE / "work"
     work.mkdir(exist_ok=True)
     wrong: list[str] = []
-    for name, text in {**sources, "README.md": (ROOT / "README.md").read_text(encoding="utf-8")}.items():
+    if with_table(readme) != readme:
+        wrong.append("README.md: its table differs from the catalogue; run: python docs/build.py --readme")
+    for name, text in {**sources, "README.md": readme}.items():
         wrong += check((ROOT if name == "README.md" else DOCS) / name, text, set(sources))
         if name == "README.md":
             continue
         body = markdown.markdown(text, extensions=["tables", "fenced_code"])
         body = re.sub(r'href="([\w-]+)\.md"', r'href="\1.html"', body)
+        body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
         title = html.escape(text.splitlines()[0].lstrip("# "))
+        home = "" if name == "index.md" else '<p><a href="index.html">Skerry</a></p>'
         page = (
-            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>{body}'
+            '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+            f"<title>{title}</title><style>{STYLE}</style>{home}{body}"
         )
         (SITE / name.replace(".md", ".html")).write_text(page + "</html>", encoding="utf-8")
     for line in wrong:
