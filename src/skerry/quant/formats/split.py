@@ -1,0 +1,250 @@
+"""SplitQuant: cut a tensor by value into low tail, body and high tail, so that each gets a finer grid.
+
+Song and Lin (2025), "SplitQuant" (arXiv 2501.12428) and V2 (arXiv 2503.07657). The three parts add up to the weight
+exactly; entries that belong to another part are exact zeros. Stored merged: one code of ``bits`` and the part it
+belongs to for every weight, ``bits + 2`` bits, so that ONE product runs instead of three. Compare it with a plain grid
+of ``bits + 2`` bits, which needs the same storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skerry.core.errors import ModelError, ParameterError
+from skerry.kernels.kmeans_1d import kmeans_1d
+from skerry.quant.numerics import AffineGrid, pack_bits, unpack_bits
+
+__all__ = ["SplitGrid", "SplitTensor", "split_module", "value_masks"]
+
+PART_BITS = 2
+
+
+@dataclass(frozen=True)
+class SplitGrid:
+    """Asymmetric min-max grids for three parts of a weight.
+
+    Parameters
+    ----------
+    bits : int, default 4
+        Of a code; two more bits say which part it belongs to.
+    group_size : int, default 0
+        0: one scale for each part of the tensor; -1: for each part and row.
+    clusters : int, default 3
+        1 to 3 parts.
+
+    Raises
+    ------
+    ParameterError
+        For settings out of range.
+    """
+
+    bits: int = 4
+    group_size: int = 0
+    clusters: int = 3
+
+    def __post_init__(self) -> None:
+        if self.group_size not in (0, -1):
+            raise ParameterError(f"group_size must be 0 (the tensor) or -1 (a row), got {self.group_size}")
+        if not 1 <= self.clusters <= 3:
+            raise ParameterError(f"clusters must be 1 to 3, got {self.clusters}")
+        if not 2 <= self.bits <= 6:
+            raise ParameterError(f"bits must be 2 to 6, got {self.bits}")
+
+    @property
+    def grid(self) -> AffineGrid:
+        """The grid of one part."""
+        return AffineGrid(self.bits, symmetric=False, group_size=self.group_size)
+
+    def quantize(self, W: Tensor) -> SplitTensor:
+        """Split ``W`` (out, in) and round every part on its own grid."""
+        W = W.detach().float()
+        masks, boundaries = value_masks(W, self.clusters)
+        parts = [self.grid.quantize(W * mask) for mask in masks]
+        ids = torch.zeros(W.shape, dtype=torch.int8)
+        codes = torch.zeros(W.shape, dtype=torch.int8)
+        for i, (mask, part) in enumerate(zip(masks, parts, strict=True)):
+            ids[mask], codes[mask] = i, part.codes[mask]
+        scale = torch.stack([part.scale for part in parts])
+        zero = torch.stack([part.zero for part in parts if part.zero is not None])
+        return SplitTensor(self, codes, ids, scale, zero, tuple(boundaries))
+
+    def round(self, W: Tensor) -> Tensor:
+        """Return ``W`` as it would come back, float32."""
+        return self.quantize(W).dequantize()
+
+    def bits_per_weight(self, shape: tuple[int, int]) -> float:
+        """Return stored bits for each weight."""
+        rows = shape[0] if self.group_size == -1 else 1
+        return self.bits + PART_BITS + self.clusters * rows * (32 + self.bits) / (shape[0] * shape[1])
+
+
+@dataclass(frozen=True)
+class SplitTensor:
+    """A weight in three parts, stored as one.
+
+    Attributes
+    ----------
+    format : SplitGrid
+    codes, parts : int8 Tensor of shape (out, in)
+        Code of each weight, and the part (0 low, 1 middle, 2 high) it belongs to.
+    scale, zero : Tensor of shape (parts, rows or 1, 1)
+    boundaries : tuple of float
+    """
+
+    format: SplitGrid
+    codes: Tensor
+    parts: Tensor
+    scale: Tensor
+    zero: Tensor
+    boundaries: tuple[float, ...] = ()
+
+    kind = "split"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return tuple(self.codes.shape)  # type: ignore[return-value]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes as saved."""
+        out, inputs = self.shape
+        sides = self.scale.numel() * self.scale.element_size() + self.zero.numel()
+        return out * ((inputs * (self.format.bits + PART_BITS) + 7) // 8) + sides
+
+    def dequantize(self) -> Tensor:
+        """Return float32 values (out, in): ``scale[part] * (code - zero[part])``."""
+        total = torch.zeros(self.shape)
+        for i in range(len(self.scale)):
+            mask = self.parts == i
+            total = torch.where(mask, (self.codes.float() - self.zero[i]) * self.scale[i].float(), total)
+        return total
+
+    def layers(self) -> list[Tensor]:
+        """Return the parts as dense float32 weights with exact zeros, for runtimes that only know plain layers."""
+        whole = self.dequantize()
+        return [torch.where(self.parts == i, whole, torch.zeros(())) for i in range(len(self.scale))]
+
+    def meta(self) -> dict[str, Any]:
+        """Return what JSON must keep."""
+        return {
+            "kind": self.kind,
+            "shape": list(self.shape),
+            "format": asdict(self.format),
+            "boundaries": list(self.boundaries),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what safetensors must keep."""
+        bits = self.format.bits
+        mask = 2**bits - 1
+        symbols = (self.codes.to(torch.int16) & mask) | (self.parts.to(torch.int16) << bits)
+        signed = torch.where(symbols >= 2 ** (bits + 1), symbols - 2 ** (bits + 2), symbols).to(torch.int8)
+        return {"packed": pack_bits(signed, bits + PART_BITS), "scale": self.scale, "zero": self.zero.to(torch.int8)}
+
+    @classmethod
+    def from_tensors(cls, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SplitTensor:
+        """Rebuild what was saved."""
+        form = SplitGrid(**meta["format"])
+        bits = form.bits
+        symbols = unpack_bits(tensors["packed"], bits + PART_BITS, meta["shape"][1]).to(torch.int16)
+        parts = (symbols >> bits) & (2**PART_BITS - 1)
+        codes = symbols & (2**bits - 1)
+        codes = torch.where(codes >= 2 ** (bits - 1), codes - 2**bits, codes)
+        if int(parts.max()) >= len(tensors["scale"]):
+            raise ModelError("a split weight names a part that has no scale: the file is damaged")
+        zero = tensors["zero"].to(torch.int32)
+        return cls(form, codes.to(torch.int8), parts.to(torch.int8), tensors["scale"], zero, tuple(meta["boundaries"]))
+
+
+def value_masks(values: Tensor, clusters: int = 3) -> tuple[list[Tensor], list[float]]:
+    """Return boolean masks that partition ``values`` by exact k-means, low part first, and the boundaries.
+
+    An entry at a boundary belongs to the outer part. Fewer distinct values than clusters: one part.
+
+    Examples
+    --------
+    >>> masks, at = value_masks(torch.tensor([-3.0, 0.0, 0.1, 3.0]))
+    >>> [m.sum().item() for m in masks]
+    [1, 2, 1]
+    """
+    flat = values.detach().double().reshape(-1).numpy()
+    centres, boundaries = kmeans_1d(flat, clusters)
+    if len(centres) < clusters or clusters == 1:
+        return [torch.ones(values.shape, dtype=torch.bool)], []
+    edges = [float(b) for b in boundaries]
+    v = values.detach().double()
+    if clusters == 2:
+        return [v <= edges[0], v > edges[0]], edges
+    return [v <= edges[0], (v > edges[0]) & (v < edges[1]), v >= edges[1]], edges
+
+
+class _Sum(nn.Module):
+    """Layers whose outputs are added."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        low, *rest = self.layers
+        total = low(x)
+        for layer in rest:
+            total = total + layer(x)
+        return total
+
+
+def split_module(layer: nn.Module, *, clusters: int = 3, granularity: str = "auto", bias: bool = True) -> nn.Module:
+    """Return a linear or convolution layer as a sum of layers of the same kind, one for each part of its values.
+
+    Parameters
+    ----------
+    layer : nn.Linear, nn.Conv1d, nn.Conv2d or nn.Conv3d
+    clusters : int, default 3
+    granularity : {"auto", "tensor", "channel"}
+        One clustering for the tensor (linear layers under "auto") or for each output kernel (convolutions).
+    bias : bool, default True
+        Split the bias by its own values; else, or where it has too few, it stays whole in the middle part.
+
+    Raises
+    ------
+    ModelError
+        For another kind of layer.
+    ParameterError
+        For an unknown granularity.
+    """
+    import copy
+
+    if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        raise ModelError(f"a {type(layer).__name__} cannot be split; linear and convolution layers can")
+    if granularity not in ("auto", "tensor", "channel"):
+        raise ParameterError(f"granularity must be 'auto', 'tensor' or 'channel', got {granularity!r}")
+    W = layer.weight.detach()
+    by_channel = granularity == "channel" or (granularity == "auto" and not isinstance(layer, nn.Linear))
+    if by_channel:
+        rows = [value_masks(row, clusters)[0] for row in W]
+        middle = clusters // 2
+        whole = [[r[0] if i == middle else torch.zeros_like(r[0]) for i in range(clusters)] for r in rows]
+        rows = [r if len(r) == clusters else w for r, w in zip(rows, whole, strict=True)]
+        masks = [torch.stack([r[i] for r in rows]) for i in range(clusters)]
+    else:
+        masks, _ = value_masks(W, clusters)
+    if len(masks) < 2:
+        return layer
+    parts = [copy.deepcopy(layer) for _ in masks]
+    for part, mask in zip(parts, masks, strict=True):
+        part.weight = nn.Parameter(torch.where(mask, W, torch.zeros_like(W)), requires_grad=W.requires_grad)
+    if layer.bias is not None:
+        b = layer.bias.detach()
+        pieces, _ = value_masks(b, clusters) if bias else ([], [])
+        for i, part in enumerate(parts):
+            if len(pieces) == len(parts):
+                part.bias = nn.Parameter(torch.where(pieces[i], b, torch.zeros_like(b)))
+            else:
+                part.bias = nn.Parameter(b.clone() if i == len(parts) // 2 else torch.zeros_like(b))
+    return _Sum(parts)
