@@ -15,6 +15,7 @@ from skerry.quant.recipe import Recipe
 from skerry.quant.recipes import RECIPES, make_recipe
 
 SMALL = {"os-plus": {"n_grid": 5}, "svdquant": {"rank": 2, "n_grid": 4}}
+BITS = {"splitquant": "w6a8"}
 FAMILIES = ("llama", "opt", "gpt2", "bert", "vit", "plain")
 
 
@@ -74,7 +75,7 @@ def test_any_shift_and_scale_keeps_the_function(family, tiny, inputs):
 def test_every_recipe_on_every_family(family, name, tiny, inputs):
     model, batches = tiny(family), inputs(family)
     settings = SMALL.get(name, {})
-    found = quant.quantize(model, name, "w8a8", batches, **settings)
+    found = quant.quantize(model, name, BITS.get(name, "w8a8"), batches, **settings)
     exact = outputs(model, batches)
     assert relative(outputs(found, batches), exact) < 0.1
     report = quant.report_of(found)

@@ -25,6 +25,7 @@ PARTS: dict[str, str] = {
     "RoundClamp": "skerry.quant.activation",
     "ShiftScale": "skerry.quant.transforms.shift_scale",
     "Smooth": "skerry.quant.transforms.smooth",
+    "SplitGrid": "skerry.quant.formats.split",
     "Symmetrize": "skerry.quant.transforms.symmetrize",
     "TensorDynamic": "skerry.quant.activation",
     "TensorStatic": "skerry.quant.activation",

@@ -1,0 +1,18 @@
+"""SplitQuant (arXiv 2501.12428): three value ranges of a weight, each on its own grid; no data needed."""
+
+from skerry.core.errors import ParameterError
+from skerry.quant.formats.split import SplitGrid
+from skerry.quant.recipe import Bits, Recipe
+from skerry.quant.recipes.common import inputs
+
+__all__ = ["build"]
+
+
+def build(bits: Bits, *, quantizer: str = "tensor", clusters: int = 3) -> Recipe:
+    """Return the recipe; ``quantizer`` is "tensor" (one scale a part) or "row". Stored bits are two more."""
+    if quantizer not in ("tensor", "row"):
+        raise ParameterError(f"quantizer must be 'tensor' or 'row', got {quantizer!r}")
+    if bits.weight > 6:
+        raise ParameterError(f"splitquant stores two bits more than its codes: give weights of 2 to 6 bits, got {bits}")
+    group_size = 0 if quantizer == "tensor" else -1
+    return Recipe("splitquant", SplitGrid(bits.weight, group_size, clusters), activation=inputs(bits))
