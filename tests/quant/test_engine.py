@@ -16,6 +16,7 @@ from skerry.quant.recipes import RECIPES, make_recipe
 
 SMALL = {"os-plus": {"n_grid": 5}, "svdquant": {"rank": 2, "n_grid": 4}}
 BITS = {"splitquant": "w6a8"}
+UNTURNED = {"bert", "vit", "plain"}  # families whose residual stream is not described
 FAMILIES = ("llama", "opt", "gpt2", "bert", "vit", "plain")
 
 
@@ -74,6 +75,8 @@ def test_any_shift_and_scale_keeps_the_function(family, tiny, inputs):
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_recipe_on_every_family(family, name, tiny, inputs):
     model, batches = tiny(family), inputs(family)
+    if name == "quarot" and family in UNTURNED:
+        pytest.skip("this family is refused, see test_rotation")
     settings = SMALL.get(name, {})
     found = quant.quantize(model, name, BITS.get(name, "w8a8"), batches, **settings)
     exact = outputs(model, batches)

@@ -57,7 +57,7 @@ class Architecture:
         Name of the ``ModuleList`` of blocks; alternatives separated by "|", the first that exists is taken.
     groups : tuple of GroupSpec
         Of one block. Readers that a block lacks are left out.
-    embeddings, head, final_norm : str
+    embeddings, positions, head, final_norm : str
         Names (with "|" alternatives) for rotations of the residual stream; empty if it cannot be rotated.
     writers : tuple of str
         Linear layers of a block whose output is added to the residual stream.
@@ -73,6 +73,7 @@ class Architecture:
     blocks: str
     groups: tuple[GroupSpec, ...]
     embeddings: str = ""
+    positions: str = ""
     head: str = ""
     final_norm: str = ""
     writers: tuple[str, ...] = ()

@@ -31,6 +31,7 @@ ARCHITECTURE = Architecture(
         GroupSpec(("mlp.c_proj",)),  # GELU does not let a scale through
     ),
     embeddings="transformer.wte|wte",
+    positions="transformer.wpe|wpe",
     head="lm_head",
     final_norm="transformer.ln_f|ln_f",
     writers=("attn.c_proj", "mlp.c_proj"),

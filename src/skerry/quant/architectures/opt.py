@@ -22,6 +22,7 @@ ARCHITECTURE = Architecture(
         GroupSpec(("fc2",), "fc1", "rows"),  # a positive scale passes through ReLU
     ),
     embeddings="model.decoder.embed_tokens|decoder.embed_tokens",
+    positions="model.decoder.embed_positions|decoder.embed_positions",
     head="lm_head",
     final_norm="model.decoder.final_layer_norm|decoder.final_layer_norm",
     writers=("self_attn.out_proj", "fc2"),

@@ -17,6 +17,7 @@ __all__ = ["RECIPES", "make_recipe"]
 RECIPES: dict[str, tuple[str, str]] = {
     "os-plus": ("os_plus", "static activations: shift and scale every channel (Outlier Suppression+)"),
     "outliertune": ("outliertune", "static activations without a scale at run time (OutlierTune)"),
+    "quarot": ("quarot", "4-bit weights and activations: rotate the residual stream (QuaRot)"),
     "rtn": ("rtn", "round to nearest: no calibration, the baseline"),
     "splitquant": ("splitquant", "data-free, for runtimes with one low width: three value ranges (SplitQuant)"),
     "svdquant": ("svdquant", "4-bit weights and activations: a low-rank branch absorbs the outliers (SVDQuant)"),
