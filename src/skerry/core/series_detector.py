@@ -57,9 +57,12 @@ class SeriesDetector(Detector):
 
         A detector made of others (``detectors_``, once fitted) looks back as far as they do.
         """
-        members = getattr(self, "detectors_", None) or [None]
-        reaches = [None if m is None else m.reach for m in members]
-        return None if None in reaches else max(reaches)
+        furthest = None
+        for member in getattr(self, "detectors_", ()):
+            if member.reach is None:
+                return None
+            furthest = max(furthest or 0, member.reach)
+        return furthest
 
     def update_many(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the scores of the next steps, ``X`` of shape (n, c): what ``update`` would say to each in turn.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -141,8 +142,7 @@ class Forecast(SeriesDetector):
         return out
 
     def _parts(self, X: NDArray) -> NDArray[np.float64]:
-        r = np.abs(self._residuals(self._standardised(forward_filled(X, self.feature_medians_))))
-        r = np.where(r > LARGE, LARGE + np.log1p(np.maximum(r - LARGE, 0.0)), r)
+        r = _bent(np.abs(self._residuals(self._standardised(forward_filled(X, self.feature_medians_)))))
         r[: self.lags] = np.minimum(r[: self.lags], 1.0)
         return np.where(np.isnan(X), 0.0, r)
 
@@ -180,15 +180,22 @@ class Forecast(SeriesDetector):
         x = self._check_step(x)
         filled = forward_filled(x, self.recent_[-1] if len(self.recent_) else self.feature_medians_)
         past = self.recent_ if len(self.recent_) else np.repeat(filled, self.lags, axis=0)
-        z = self._standardised(np.concatenate([past, filled]))
-        lagged = z[:-1][::-1].T[None]
-        r = np.empty(z.shape[1])
-        for j in range(len(r)):
-            r[j] = abs(z[-1, j] - self._features(lagged, j)[0] @ self.coef_[j]) / self.usual_[j]
-        r = np.where(r > LARGE, LARGE + np.log1p(np.maximum(r - LARGE, 0.0)), r)
+        recent = np.concatenate([past, filled])
+        z = self._standardised(recent)
+        own, last, offset = self.coef_[:, : self.lags], self.coef_[:, self.lags : -1], self.coef_[:, -1]
+        forecast = np.einsum("ij,ji->i", own, z[-2::-1]) + last @ z[-2] + offset
+        r = _bent(np.abs(z[-1] - forecast) / self.usual_)
         if self.seen_ < self.lags:
             r, self.seen_ = np.minimum(r, 1.0), self.seen_ + 1
-        self.recent_ = np.concatenate([past[1:], filled])
-        score = np.sqrt(np.mean(np.where(np.isnan(x[0]), 0.0, r) ** 2))
+        self.recent_ = recent[1:]
+        r[np.isnan(x[0])] = 0.0
+        score = math.sqrt(float(r @ r) / len(r))
+        if self.smoothing == 1:
+            return score
         self.recent_scores_ = np.append(self.recent_scores_, score)[-self.smoothing :]
         return float(self.recent_scores_.mean())
+
+
+def _bent(r: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return residuals of which only the logarithm counts beyond ``LARGE``."""
+    return np.minimum(r, LARGE) + np.log1p(np.maximum(r - LARGE, 0.0))
