@@ -18,11 +18,16 @@ __all__ = ["Bits", "Recipe", "from_plain", "parse_bits", "to_plain"]
 PARTS: dict[str, str] = {
     "AffineGrid": "skerry.quant.numerics",
     "BranchSmooth": "skerry.quant.transforms.low_rank",
+    "GPTQ": "skerry.quant.solvers.gptq",
     "GroupDynamic": "skerry.quant.activation",
     "LiftedInput": "skerry.quant.transforms.low_rank",
     "LowRankAbsorb": "skerry.quant.transforms.low_rank",
     "OnlineHadamard": "skerry.quant.transforms.rotation",
+    "OutlierVictim": "skerry.quant.formats.outlier_victim",
+    "PairCodec": "skerry.quant.formats.victim_codec",
     "PreDequant": "skerry.quant.transforms.symmetrize",
+    "QuantEase": "skerry.quant.solvers.quantease",
+    "RTN": "skerry.quant.solvers.rtn",
     "ResidualRotation": "skerry.quant.transforms.rotation",
     "RoundClamp": "skerry.quant.activation",
     "ShiftScale": "skerry.quant.transforms.shift_scale",
@@ -33,6 +38,7 @@ PARTS: dict[str, str] = {
     "TensorStatic": "skerry.quant.activation",
     "TokenDynamic": "skerry.quant.activation",
     "Recipe": "skerry.quant.recipe",
+    "VictimStatic": "skerry.quant.formats.outlier_victim",
 }
 _BITS = re.compile(r"w(\d+)a(\d+)(?:g(\d+))?")
 

@@ -15,8 +15,11 @@ __all__ = ["RECIPES", "make_recipe"]
 
 # name: (module of this folder, what it is good for in a line)
 RECIPES: dict[str, tuple[str, str]] = {
+    "gptq": ("gptq", "weights of 4 bits and below: error feedback (GPTQ)"),
+    "olive": ("olive", "exactly 4 bits with room for outliers: victim pairs (OliVe)"),
     "os-plus": ("os_plus", "static activations: shift and scale every channel (Outlier Suppression+)"),
     "outliertune": ("outliertune", "static activations without a scale at run time (OutlierTune)"),
+    "quantease": ("quantease", "weights of 3 and 2 bits: coordinate descent, sparse outliers (QuantEase)"),
     "quarot": ("quarot", "4-bit weights and activations: rotate the residual stream (QuaRot)"),
     "rtn": ("rtn", "round to nearest: no calibration, the baseline"),
     "splitquant": ("splitquant", "data-free, for runtimes with one low width: three value ranges (SplitQuant)"),
