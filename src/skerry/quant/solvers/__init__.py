@@ -2,4 +2,9 @@
 
 from skerry.core.lazy import lazy_package
 
-__getattr__, __dir__, __all__ = lazy_package(__name__, {})
+NAMES = {
+    "QuantEase": "skerry.quant.solvers.quantease",
+    "GPTQ": "skerry.quant.solvers.gptq",
+    "RTN": "skerry.quant.solvers.rtn",
+}
+__getattr__, __dir__, __all__ = lazy_package(__name__, NAMES)
