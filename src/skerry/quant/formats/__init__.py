@@ -8,7 +8,11 @@ __getattr__, __dir__, __all__ = lazy_package(
         "Float4": "skerry.quant.formats.float4",
         "Float8": "skerry.quant.formats.float8",
         "Float8Token": "skerry.quant.formats.float8",
+        "MixedInt8": "skerry.quant.formats.mixed_decomposition",
+        "MixedInt8Linear": "skerry.quant.formats.mixed_linear",
+        "OutlierSplit": "skerry.quant.formats.mixed_decomposition",
         "OutlierVictim": "skerry.quant.formats.outlier_victim",
+        "TwinLog": "skerry.quant.formats.twin_log",
         "VictimStatic": "skerry.quant.formats.outlier_victim",
     },
 )
