@@ -173,6 +173,9 @@ def test_a_blocked_sweep_equals_the_plain_one(rounded, settled, sparse):
             residual[:, stop:] -= changes @ coupling[start:stop, stop:]
     np.testing.assert_allclose(value, expected, atol=1e-9)
     np.testing.assert_allclose(residual, (weight - value) @ coupling, atol=1e-9)
+    E = weight - value
+    found = kernel.descent_error(weight, value, residual, np.diag(gram).copy())
+    np.testing.assert_allclose(found, np.sum((E @ gram) * E), rtol=1e-9)
 
 
 def test_threads_change_nothing():

@@ -17,6 +17,7 @@ from numba import njit, prange
 
 __all__ = [
     "coordinate_block",
+    "descent_error",
     "feedback_block",
     "fresh_column_block",
     "fresh_group_block",
@@ -209,6 +210,8 @@ def coordinate_block(
             if rounded:
                 g = group[at]
                 s, z = scale[r, g], zero[r, g]
+                if settled and abs(line[j]) <= 0.5 * s:
+                    continue  # no other value of the grid is nearer
                 c = grid_level(u, s, z, low, high)
                 new = np.float64((c - z) * s)
                 if settled and (new - u) * (new - u) >= (now - u) * (now - u):
@@ -256,3 +259,15 @@ def spread_changes(residual, changes, coupling, start, stop):
             d[n:] = 0.0
             _four_rows(line, coupling, at, d, 0, start)
             _four_rows(line, coupling, at, d, stop, p)
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def descent_error(target, value, residual, diagonal):
+    """Return ``sum (target - value) * residual * diagonal``: the layer's error; all float64, (q, p) and (p,)."""
+    rows = np.zeros(target.shape[0])
+    for i in prange(target.shape[0]):
+        total = 0.0
+        for j in range(target.shape[1]):
+            total += (target[i, j] - value[i, j]) * residual[i, j] * diagonal[j]
+        rows[i] = total
+    return rows.sum()

@@ -114,12 +114,14 @@ class CoordinateDescent:
 
     def error(self) -> float:
         """Return the layer's error ``tr((T - V) G (T - V)^T)``."""
-        return max(float(((self.target - self.value) * self.residual * self.diagonal).sum()), 0.0)
+        arrays = (self.target.numpy(), self.value.numpy(), self.residual.numpy(), self.diagonal.numpy())
+        with threads_for(self.target.numel()):
+            return max(float(kernel.descent_error(*arrays)), 0.0)
 
     def descent_direction(self) -> Tensor:
         """Return ``(T - V) G``: half the negative gradient of the error by V, columns in working order."""
         return self.residual * self.diagonal
 
-    def found(self) -> Tensor:
-        """Return a copy of the codes (out, in), columns in their original order."""
-        return self.codes[:, self.back].contiguous()
+    def found(self, codes: Tensor | None = None) -> Tensor:
+        """Return the codes (out, in), or a copy of earlier ones, with columns in their original order."""
+        return (self.codes if codes is None else codes)[:, self.back].contiguous()

@@ -172,7 +172,7 @@ class QuantEase:
         return state
 
     def _descend(self, state: CoordinateDescent, info: dict[str, Any]) -> Solved:
-        best, codes = (state.error(), state.found()) if state.settled else (float("inf"), None)
+        best, codes = (info["start"], state.codes.clone()) if state.settled else (float("inf"), None)
         trace, made = [], 0
         for sweep in range(self.sweeps):
             on_grid, was_settled = self.rounded(sweep), state.settled
@@ -181,16 +181,17 @@ class QuantEase:
             if on_grid:
                 trace.append(state.error())
                 if trace[-1] < best or codes is None:
-                    best, codes = trace[-1], state.found()
+                    best, codes = trace[-1], state.codes.clone()
                 if not moved and was_settled and not self.relax:
                     break
         info["sweeps"] = made
+        codes = state.found(codes)
         return Solved(IntTensor(state.grid, codes, state.scale, state.zero), None, None, best, tuple(trace), info)
 
     def _descend_with(self, part: OutlierPart, state: CoordinateDescent, W: Tensor, info: dict[str, Any]) -> Solved:
         best, codes, kept = float("inf"), None, part.dense
         if state.settled:
-            best, codes = state.error(), state.found()
+            best, codes = info["start"], state.codes.clone()
         trace = []
         for sweep in range(self.sweeps):
             on_grid = self.rounded(sweep)
@@ -198,14 +199,14 @@ class QuantEase:
             if on_grid:
                 trace.append(state.error())
                 if trace[-1] < best or codes is None:
-                    best, codes, kept = trace[-1], state.found(), part.dense
+                    best, codes, kept = trace[-1], state.codes.clone(), part.dense
             if sweep < self.sweeps - 1:
                 state.move_target(part.improve(state.descent_direction()[:, state.back])[:, state.order])
         # what is stored: the kept weights in their dtype, and the grid settled once more around them
         extra = part.stored(kept)
         dense = torch.zeros_like(W) if extra is None else extra.dense()
         state.target = (W.double() - dense.double())[:, state.order].contiguous()
-        state.start(codes)
+        state.start(state.found(codes))
         state.sweep()
         trace.append(state.error())
         info |= {"sweeps": self.sweeps, "outliers": self.outliers, "structured": self.structured}
