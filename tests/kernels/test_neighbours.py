@@ -1,6 +1,7 @@
 """Neighbour queries against the naive double loop, on random, tiny and hostile data."""
 
 import pickle
+import tracemalloc
 
 import numba
 import numpy as np
@@ -64,10 +65,12 @@ def in_order(X, k):
 def test_ties_go_to_the_first_row(X, k):
     rows, _, _ = distinct_rows(X)
     want_d, want_i = in_order(rows, min(k, len(rows)))
-    for distances, numbers in (NeighbourIndex(rows).query_self(k), NeighbourIndex(rows).query(rows, k)):
-        np.testing.assert_allclose(distances, want_d, rtol=1e-12)
-        if np.abs(rows).max() <= 3.0:  # sums without rounding: ties are ties
-            np.testing.assert_array_equal(numbers, want_i)
+    for algorithm in ("tiles", "tree"):
+        index = NeighbourIndex(rows, algorithm)
+        for distances, numbers in (index.query_self(k), index.query(rows, k)):
+            np.testing.assert_allclose(distances, want_d, rtol=1e-12)
+            if np.abs(rows).max() <= 3.0:  # sums without rounding: ties are ties
+                np.testing.assert_array_equal(numbers, want_i)
 
 
 @pytest.mark.parametrize("X", [pytest.param(X, id=name) for name, X in tables()])
@@ -86,15 +89,55 @@ def test_a_table_among_its_own_rows_is_the_same_query_on_any_number_of_threads(X
         numba.set_num_threads(before)
 
 
-def test_many_blocks_and_a_grid_full_of_ties():
+@pytest.mark.parametrize("algorithm", ["tree", "tiles"])
+def test_many_blocks_and_a_grid_full_of_ties(algorithm):
     X = np.random.default_rng(5).integers(0, 9, (9000, 5)) * 1.0
     rows, _, _ = distinct_rows(X)
-    distances, numbers = NeighbourIndex(rows, "tiles").query_self(8)
+    distances, numbers = NeighbourIndex(rows, algorithm).query_self(8)
     for i in range(0, len(rows), 400):
         square = ((rows - rows[i]) ** 2).sum(1)
         want = np.lexsort((np.arange(len(rows)), square))[:8]
         np.testing.assert_array_equal(numbers[i], want)
         np.testing.assert_allclose(distances[i], np.sqrt(square[want]))
+
+
+def test_the_tree_looks_past_a_tie_of_hundreds():
+    rng = np.random.default_rng(6)
+    grid = np.stack(np.meshgrid(*[np.arange(-20.0, 21.0)] * 3), axis=-1).reshape(-1, 3)
+    shell = grid[(grid**2).sum(axis=1) == 326]
+    assert len(shell) > 100
+    rows = np.r_[np.zeros((1, 3)), shell, grid[(grid**2).sum(axis=1) > 1000][:400]]
+    rows = rows[rng.permutation(len(rows))]
+    middle = int(np.flatnonzero(~rows.any(axis=1))[0])
+    tree, blocks = (NeighbourIndex(rows, algorithm).query_self(9) for algorithm in ("tree", "tiles"))
+    for a, b in zip(tree, blocks, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert tree[1][middle, 0] == middle
+
+
+@pytest.mark.parametrize("algorithm", ["tree", "tiles"])
+@pytest.mark.parametrize("kind", ["offset", "scales", "both"])
+def test_badly_scaled_tables_keep_their_distances(kind, algorithm):
+    rng = np.random.default_rng(7)
+    X = rng.normal(size=(900, 4)) * (1.0 if kind == "offset" else np.array([1e-6, 1.0, 1e3, 1e9]))
+    X = distinct_rows(X + (0.0 if kind == "scales" else 1e8))[0]
+    want, near = in_order(X, 7)
+    distances, numbers = NeighbourIndex(X, algorithm).query_self(7)
+    np.testing.assert_allclose(distances, want, rtol=1e-12)
+    np.testing.assert_array_equal(numbers, near)
+
+
+def test_lists_of_the_tree_take_sixteen_bytes_an_entry():
+    rows, k = np.random.default_rng(8).normal(size=(40_000, 3)), 31
+    index = NeighbourIndex(rows, "tree")
+    index.query(rows[:10], k)
+    tracemalloc.start()
+    try:
+        index.query_self(k)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 * rows.shape[0] * k + (6 << 20)
 
 
 def test_multiplicities_drop_the_row_itself_once():
@@ -116,7 +159,10 @@ def test_mean_shift_equals_the_double_loop_and_carries_over_to_the_same_rows():
         np.testing.assert_allclose(shifter.training_shift_, naive_shift(X, 6, m), atol=1e-9)
         np.testing.assert_array_equal(shifter.transform(X), shifter.training_shift_)
         np.testing.assert_array_equal(shifter.transform(X[3:4])[0], shifter.training_shift_[3])
-    copy = pickle.loads(pickle.dumps(shifter))
+    doubled = np.r_[X, X[:40], X[:40]]
+    np.testing.assert_allclose(MeanShifter(6, 2).fit(doubled).training_shift_, naive_shift(doubled, 6, 2), atol=1e-9)
+    copy = pickle.loads(pickle.dumps(shifter))  # has to move the table's rows again
+    np.testing.assert_array_equal(copy.transform(X), shifter.training_shift_)
     np.testing.assert_array_equal(copy.transform(X[:9] + 0.1), shifter.transform(X[:9] + 0.1))
 
 

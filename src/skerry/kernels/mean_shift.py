@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from skerry.kernels.neighbours import NeighbourIndex, distinct_rows, multiplicities
+from skerry.kernels.neighbours import NeighbourIndex, RowTable, distinct_rows, multiplicities
 
 __all__ = ["MeanShifter"]
 
@@ -54,43 +54,69 @@ class MeanShifter:
     def fit(self, X: NDArray) -> Self:
         """Learn the stages from ``X`` of shape (n, d), finite."""
         table = np.array(X, dtype=np.float64, order="C")
-        self.stages_, self._indices = [], []
+        self.stages_, self._indices, self._known = [], [], None
         for _ in range(self.n_shifts if self.n_neighbors > 1 else 0):
-            self._append(table)
-            table = self._shift(table, len(self.stages_) - 1)
+            inverse = self._append(table)
+            index, rows, counts = self._indices[-1]
+            shifted = np.empty_like(rows)
+            distances, numbers = index.query_self(self.n_neighbors)
+            for at in range(0, rows.shape[0], BLOCK):
+                part = slice(at, at + BLOCK)
+                shifted[part] = self._mean(rows[part], distances[part], numbers[part], rows, counts)
+            table = shifted[inverse]
+        if self.stages_:
+            first = RowTable(self.stages_[0])
+            last = np.empty_like(first.rows)
+            last[first.inverse] = table
+            self._known = (first, last)
         self.training_shift_ = table
         return self
 
     def transform(self, X: NDArray) -> NDArray[np.float64]:
         """Return rows of shape (m, d) after all shifts; each is moved without regard to the others."""
         z = np.array(X, dtype=np.float64, order="C")
+        if not self.stages_:
+            return z
+        new = np.ones(z.shape[0], dtype=bool)
+        if self._known is not None:  # rows of the table have been moved already
+            table, shifted = self._known
+            number = table.find(z)
+            new = number < 0
+            z[~new] = shifted[number[~new]]
+        moved = z[new]
         for stage in range(len(self.stages_)):
-            z = self._shift(z, stage)
+            moved = self._shift(moved, stage)
+        z[new] = moved
         return z
 
-    def _append(self, table: NDArray) -> None:
+    def _append(self, table: NDArray) -> NDArray[np.int64]:
         self.stages_.append(table)
-        rows, counts, _ = distinct_rows(table)
+        rows, counts, inverse = distinct_rows(table)
         self._indices.append((NeighbourIndex(rows), rows, counts))
+        return inverse
 
     def _shift(self, z: NDArray, stage: int) -> NDArray[np.float64]:
         index, rows, counts = self._indices[stage]
         out = np.empty_like(z)
         for at in range(0, z.shape[0], BLOCK):
             block = z[at : at + BLOCK]
-            distances, numbers = index.query(block, self.n_neighbors)
-            weights = multiplicities(distances, counts[numbers], self.n_neighbors - 1)
-            total = block.copy()
-            for c in range(numbers.shape[1]):
-                total += weights[:, c, None] * rows[numbers[:, c]]
-            out[at : at + BLOCK] = total / (1 + weights.sum(axis=1))[:, None]
+            out[at : at + BLOCK] = self._mean(block, *index.query(block, self.n_neighbors), rows, counts)
         return out
 
+    def _mean(self, z: NDArray, distances: NDArray, numbers: NDArray, rows: NDArray, counts: NDArray) -> NDArray:
+        """Return the mean of each row of ``z`` and its nearest, of which it is one where its distance is 0."""
+        weights = multiplicities(distances, counts[numbers], self.n_neighbors - 1)
+        total = z.copy()
+        for c in range(numbers.shape[1]):
+            total += weights[:, c, None] * rows[numbers[:, c]]
+        return total / (1 + weights.sum(axis=1))[:, None]
+
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k != "_indices"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_indices", "_known")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
+        self._known = None
         if "stages_" in state:
             stages, self.stages_, self._indices = state["stages_"], [], []
             for table in stages:

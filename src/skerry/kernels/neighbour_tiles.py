@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from skerry.kernels.compiled import njit
 from skerry.kernels.selection import kth_smallest
 
-__all__ = ["GROUP", "LANES", "PARTS", "TILE", "aligned", "measure", "scratch", "search_others", "search_self"]
+__all__ = ["GROUP", "LANES", "PARTS", "TILE", "aligned", "scratch", "search_others", "search_self", "squared_distances"]
 
 TILE = 512  # rows of a block: eight coordinates of them fill half of a first-level cache
 LANES = TILE + 16  # a row's stride in memory; 512 alone would map every coordinate to the same cache sets
@@ -45,13 +45,13 @@ def gap(X, i, Y, t):
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def measure(Q, rows, numbers):
-    """Return distances (m, k) of the rows of ``Q`` (m, d) to ``rows[numbers]``, as the search measures them."""
+def squared_distances(Q, rows, numbers):
+    """Return squared distances (m, k) of the rows of ``Q`` (m, d) to ``rows[numbers]``, as the search sums them."""
     m, k = numbers.shape
     out = np.empty((m, k))
     for i in prange(m):
         for c in range(k):
-            out[i, c] = math.sqrt(gap(Q, i, rows, numbers[i, c]))
+            out[i, c] = gap(Q, i, rows, numbers[i, c])
     return out
 
 

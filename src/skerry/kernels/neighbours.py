@@ -7,6 +7,7 @@ rows, and measure again in float64 what the float32 error bound cannot exclude. 
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
@@ -14,10 +15,13 @@ from scipy.spatial import cKDTree
 from skerry.kernels import neighbour_tiles as tiles
 from skerry.kernels.distinct import RowTable, distinct_rows, multiplicities
 from skerry.kernels.neighbour_blocks import cut_blocks, find_axes
+from skerry.kernels.threads import threads_for
 
 __all__ = ["NeighbourIndex", "RowTable", "distinct_rows", "multiplicities"]
 
 SAMPLE = 64  # rows whose search is counted to choose the form
+TREE_VALUES = 1 << 16  # neighbours asked of the tree at once: bounds what is held beside the lists
+TIE = 1.0 + 1e-12  # distances closer than this are ties to the tree, which sums in an order of its own
 TREE_WORK = 55_000  # multiplications per query above which the blocks beat the tree (measured at d = 4 and 6)
 
 
@@ -104,9 +108,34 @@ class NeighbourIndex:
         if self._tree is None:
             distances, numbers, _ = self._search(Q, k)
             return distances, numbers
-        _, numbers = self._tree.query(Q, k=np.arange(1, k + 1), workers=-1)
-        numbers = numbers.astype(np.int64)
-        return tiles.measure(Q, self._rows, numbers), numbers
+        distances, numbers = np.empty((Q.shape[0], k)), np.empty((Q.shape[0], k), dtype=np.int64)
+        step = max(1, TREE_VALUES // (k + 1))
+        for at in range(0, Q.shape[0], step):
+            part = slice(at, at + step)
+            distances[part], numbers[part] = self._ask_tree(Q[part], k, k + 1)
+        return distances, numbers
+
+    def _ask_tree(self, Q: NDArray, k: int, width: int) -> tuple[NDArray, NDArray]:
+        """Return the lists of a few rows; ``width`` > k neighbours are fetched, and more where the k-th is tied."""
+        width = min(width, self.n_rows)
+        near, numbers = self._tree.query(Q, k=np.arange(1, width + 1), workers=numba.get_num_threads())
+        tied = np.flatnonzero(near[:, -1] <= near[:, k - 1] * TIE)
+        with threads_for(numbers.size * Q.shape[1]):
+            squares = tiles.squared_distances(Q, self._rows, numbers)
+        loose = np.flatnonzero((squares[:, 1:] <= squares[:, :-1]).any(axis=1))  # equal, or in another order
+        if loose.size:
+            order = np.lexsort((numbers[loose], squares[loose]))
+            squares[loose] = np.take_along_axis(squares[loose], order, axis=1)
+            numbers[loose] = np.take_along_axis(numbers[loose], order, axis=1)
+        near, numbers = np.sqrt(squares[:, :k]), numbers[:, :k]
+        if width == self.n_rows:
+            return near, numbers
+        wider = 2 * width + 8
+        step = max(1, TREE_VALUES // wider)
+        for at in range(0, tied.size, step):
+            rows = tied[at : at + step]
+            near[rows], numbers[rows] = self._ask_tree(Q[rows], k, wider)
+        return near, numbers
 
     def query_self(self, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Return ``query(rows, k)`` in half the time where the blocks are used, in 16 u k bytes."""
