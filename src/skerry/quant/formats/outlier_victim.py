@@ -11,17 +11,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from skerry.core.errors import ModelError, ParameterError
+from skerry.kernels.victim_search import victim_errors
 from skerry.quant.formats.victim_codec import PairCodec
 from skerry.quant.statistics import LayerStatistics
 
 __all__ = ["OutlierVictim", "VictimStatic", "VictimTensor"]
 
-CHUNK = 2**20  # entries of a search step
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -115,21 +116,23 @@ class OutlierVictim:
         sigma = (square - mean**2).clamp(min=0.0).sqrt()
         threshold = torch.maximum((mean + 3 * sigma).abs(), (mean - 3 * sigma).abs())
         floor = (rows.abs().amax() * 1e-8).clamp(min=1e-30).double()
-        unit = torch.maximum(threshold / codec.normal_max, floor)
-        best = torch.full((len(rows), 1), float("inf"), dtype=torch.float64, device=rows.device)
-        scale = torch.empty((len(rows), 1), dtype=_DTYPES[self.scale_dtype], device=rows.device)
-        block = max(1, CHUNK // rows.shape[1])
-        for start in range(0, len(rows), block):
-            part = slice(start, start + block)
-            x = rows[part]
-            for ratio in ratios:
-                tried = (unit[part] * (ratio / 100)).to(scale.dtype)
-                s = tried.float()
-                error = ((codec.round(x / s) * s - x) ** 2).sum(1, keepdim=True, dtype=torch.float64)
-                better = error < best[part]
-                best[part] = torch.where(better, error, best[part])
-                scale[part] = torch.where(better, tried, scale[part])
-        return scale, best[:, 0]
+        unit = torch.maximum(threshold / codec.normal_max, floor).cpu()
+        tried = (unit * (torch.tensor(ratios, dtype=torch.float64) / 100)).to(_DTYPES[self.scale_dtype])
+        errors = torch.from_numpy(
+            victim_errors(
+                np.ascontiguousarray(rows.cpu().numpy()),
+                tried.float().numpy(),
+                codec.type == "flint",
+                codec.signed,
+                codec.tie == "even",
+                float(codec.normal_max),
+                float(codec.outlier_levels[0]),
+                float(codec.largest),
+                codec.mantissa_bits,
+            )
+        )
+        best = errors.argmin(1, keepdim=True)
+        return tried.gather(1, best).to(rows.device), errors.gather(1, best)[:, 0]
 
     def bits_per_weight(self, shape: tuple[int, int]) -> float:
         """Return stored bits for each weight, scales and padding included."""

@@ -145,13 +145,22 @@ class PairCodec:
         return torch.where(beside, outlier.squeeze(-1), normal.squeeze(-1)).flatten(-2)
 
     def round(self, y: Tensor) -> Tensor:
-        """Return ``decode(encode(y))`` without making the codes: what a search computes with."""
-        level, left, right = self._classes(y)
-        value = embedding(level, _tables(self).levels.to(y.device)[:, None]).squeeze(-1)
-        value = torch.copysign(value, y) if self.signed else value * (y >= 0)
+        """Return ``decode(encode(y))`` by arithmetic, without codes and tables."""
+        size = y.abs() if self.signed else y.clamp(min=0.0)
+        step = 23 - self.mantissa_bits  # adding half a step to the bits of a float32 and cutting rounds half up
+        short = ((size.view(torch.int32) + (1 << (step - 1))) >> step << step).view(torch.float32)
+        if self.type == "int":
+            normal = torch.round(size).clamp_(max=float(self.normal_max))
+        else:
+            normal = torch.where(size < 2, torch.floor(size + 0.5), short.clamp(max=8.0))
+            normal = normal.masked_fill_(size >= 12, 16.0)
+        first = float(self.outlier_levels[0])
+        out = size > (self.normal_max + first) / 2
+        value = torch.where(out, short.clamp_(first, float(self.largest)), normal)
+        left, right = self._kept(out, size)
         value[..., 0::2].masked_fill_(right, 0.0)
         value[..., 1::2].masked_fill_(left, 0.0)
-        return value
+        return torch.copysign(value, y) if self.signed else value
 
     def decode_exponent_integer(self, codes: Tensor, outlier: bool) -> tuple[Tensor, Tensor]:
         """Return what an integer multiplier takes: ``value = integer << exponent`` for single codes.
@@ -193,9 +202,12 @@ class PairCodec:
         size = y.abs() if self.signed else y.clamp(min=0.0)
         level = nearest_level(size, tables.bounds)
         out = level >= len(self._normal_levels())
+        return level, *self._kept(out, size)
+
+    def _kept(self, out: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         a, b = out[..., 0::2], out[..., 1::2]
         left = a if self.tie == "even" else a & (~b | (size[..., 0::2] >= size[..., 1::2]))
-        return level, left, b & ~left
+        return left, b & ~left
 
     def _normal_levels(self) -> list[int]:
         if self.type == "flint":
