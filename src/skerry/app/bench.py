@@ -31,14 +31,25 @@ def run(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for NAME.json and NAME.md.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+    preset: Annotated[str | None, typer.Option(help="Size, in studies that have several.")] = None,
+    variants: Annotated[str | None, typer.Option(help="Names, separated by semicolons, in place of all.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Time for training, such as 25m; what is cut goes on.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, or auto for a GPU.")] = None,
 ) -> None:
-    """Run a study beside its peers. Example: `skerry bench run outrank --quick`."""
+    """Run a study beside its peers. Example: `skerry bench run outrank --quick`.
+
+    A study names the options that it takes when it is given another.
+    """
     from skerry.bench.runner import plain, run_study, to_markdown
+
+    given = {"preset": preset, "variants": variants, "seeds": seeds, "budget": budget, "device": device}
+    options = {k: v for k, v in given.items() if v is not None}
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    result = run_study(name, quick=quick, data=data, seed=seed, out=out, progress=say)
+    result = run_study(name, quick=quick, data=data, seed=seed, out=out, progress=say, options=options)
     sys.stdout.write(json.dumps(plain(result)) + "\n" if as_json else to_markdown(result))
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime as dt
 import importlib
 import importlib.metadata
+import inspect
 import json
 import math
 import os
 import platform
+import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,15 @@ STUDIES: dict[str, str] = {
     "beta-rank": "pruning filters after imbalanced training: Beta-Rank beside seven criteria",
     "conformal": "measured false discovery rate of conformal thresholds",
     "imdiffusion": "imputation by diffusion beside its ablations and peers",
+    "outlier-driven-rescaling": "gated norms and PreAffine beside RMSNorm, and what a residual sink is for",
+    "outlier-safe-pretraining": "Muon, one gain and projected embeddings beside Adam: outliers and 4 bits",
     "outrank": "cardinality-aware ranking beside the published package",
+    "quantizable-transformers": "clipped softmax and gated heads beside softmax attention",
+    "outlier-suppression-plus": "static activations by shift and scale, beside SmoothQuant and min-max",
+    "outliertune": "integer activations without a scale, beside per-token and static rounding",
+    "splitquant": "three value ranges of a weight, at equal width and equal storage",
+    "olive": "outlier-victim pairs beside clipped int4",
+    "svdquant": "a low-rank branch beside smoothing at 4 bits",
     "robust-high-dimensional": "screening, nonconvex regression and mixed models",
     "root-optimizer": "ROOT beside Muon and AdamW: exactness, cost, heavy-tailed gradients",
     "tabular": "accuracy of the default and of every detector beside PyOD",
@@ -33,6 +43,7 @@ STUDIES: dict[str, str] = {
     "tabular-stream": "tables larger than memory, beside the bare time of reading them",
     "tabular-speed": "seconds and memory beside PyOD, scikit-learn and faiss",
     "themis": "self-similarity of frozen embeddings on labelled series",
+    "train": "the laboratory: what grows outliers in training, and what does not",
     "tint-noise": "noise in chains of thought: static against dynamic, and the filters for it",
 }
 _PACKAGES = (
@@ -64,8 +75,12 @@ def run_study(
     seed: int = 0,
     out: Path | None = None,
     progress: Callable[[str], None] = lambda text: None,
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run the study ``name`` and write its result to ``out`` (a folder), if given.
+
+    ``options`` are further arguments of the study's own ``run``. SVG pictures that a study returns under ``pictures``
+    are written beside its tables, as ``NAME-PICTURE.svg``.
 
     Returns
     -------
@@ -75,7 +90,7 @@ def run_study(
     Raises
     ------
     ParameterError
-        For an unknown study.
+        For an unknown study, or an option that it does not take.
     DataError
         If the data folder is absent.
     """
@@ -85,15 +100,24 @@ def run_study(
     if not data.is_dir():
         raise DataError(f"no data folder at {data}: set SKERRY_DATA or --data to the folder of data sets")
     module = importlib.import_module(f"skerry.bench.{name.replace('-', '_')}")
+    options = dict(options or {})
+    taken = set(inspect.signature(module.run).parameters) - {"quick", "data", "seed", "progress"}
+    for option in options:
+        if option not in taken:
+            known = ", ".join(f"--{t}" for t in sorted(taken))
+            raise ParameterError(f"the study {name!r} takes no --{option}" + (f"; it takes {known}" if known else ""))
     started = time.perf_counter()
-    result = module.run(quick=quick, data=data, seed=seed, progress=progress)
+    result = module.run(quick=quick, data=data, seed=seed, progress=progress, **options)
+    pictures = result.pop("pictures", {})
     result |= {
         "name": name,
         "quick": quick,
         "seed": seed,
         "seconds": round(time.perf_counter() - started, 1),
         "date": dt.date.today().isoformat(),
-        "command": f"skerry bench run {name}" + (" --quick" if quick else ""),
+        "command": f"skerry bench run {name}"
+        + (" --quick" if quick else "")
+        + "".join(f" --{k} {shlex.quote(str(v))}" for k, v in options.items()),
         "machine": _machine(),
         "versions": _versions(),
     }
@@ -102,6 +126,7 @@ def run_study(
         for suffix, text in (
             (".json", json.dumps(plain(result), indent=1) + "\n"),
             (".md", to_markdown(result)),
+            *((f"-{picture}.svg", text) for picture, text in pictures.items()),
         ):
             with atomic_write(out / f"{name}{suffix}") as file:
                 file.write(text.encode())
