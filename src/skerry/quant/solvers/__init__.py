@@ -3,6 +3,8 @@
 from skerry.core.lazy import lazy_package
 
 NAMES = {
+    "AWQ": "skerry.quant.solvers.awq",
+    "ColumnScaled": "skerry.quant.solvers.column_scaled",
     "QuantEase": "skerry.quant.solvers.quantease",
     "GPTQ": "skerry.quant.solvers.gptq",
     "RTN": "skerry.quant.solvers.rtn",
