@@ -3,6 +3,7 @@
 from skerry.core.lazy import lazy_package
 
 NAMES = {
+    "ChannelComponents": "skerry.detect.series.channel_components",
     "Ensemble": "skerry.detect.series.ensemble",
     "Forecast": "skerry.detect.series.forecast",
     "HalfSpaceTrees": "skerry.detect.series.half_space_trees",

@@ -12,6 +12,7 @@ from skerry.detect.series import NAMES
 __all__ = ["SERIES_DETECTORS", "make_series_detector"]
 
 SERIES_DETECTORS: dict[str, str] = {
+    "channel-components": "ChannelComponents",
     "ensemble": "Ensemble",
     "forecast": "Forecast",
     "half-space-trees": "HalfSpaceTrees",
