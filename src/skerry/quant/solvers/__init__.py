@@ -3,6 +3,8 @@
 from skerry.core.lazy import lazy_package
 
 NAMES = {
+    "AdaDim": "skerry.quant.solvers.adadim",
+    "Tiled": "skerry.quant.solvers.tiles",
     "AWQ": "skerry.quant.solvers.awq",
     "ColumnScaled": "skerry.quant.solvers.column_scaled",
     "QuantEase": "skerry.quant.solvers.quantease",

@@ -6,12 +6,14 @@ natural choice for grids along an input column (AdaDim, arXiv 2309.15531).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from skerry.core.errors import ParameterError
+from skerry.quant.numerics import AffineGrid
 from skerry.quant.parts import Format, Solved
 from skerry.quant.solvers.layer import (
     affine,
@@ -90,7 +92,18 @@ class GPTQ:
         ParameterError
             For fresh grids along rows together with ``act_order``: their columns would not be neighbours.
         """
-        W, grid = checked(W, name), affine(grid, name, "GPTQ")
+        return self.solve_on(W, statistics, affine(grid, name, "GPTQ"), name)
+
+    def solve_on(
+        self,
+        W: Tensor,
+        statistics: LayerStatistics,
+        grid: AffineGrid,
+        name: str,
+        fit: Callable[[Tensor, AffineGrid], tuple[Tensor, Tensor]] | None = None,
+    ) -> Solved:
+        """Return the weight on grids of the rule ``fit`` (AdaDim's published one); None is minimum and maximum."""
+        W = checked(W, name)
         gram = gram_of(statistics, W, name)
         grid.group_of(tuple(W.shape), name)  # type: ignore[arg-type]
         fresh = self.fresh(grid.axis) and grid.group_size != 0
@@ -102,15 +115,17 @@ class GPTQ:
         info = told({"act_order": self.act_order}, statistics, gram)
         if factor is None:
             info = fell_back(name, info | {"silent": not bool(gram.any())})
-            scale, zero = min_max(W, grid, clip=self.clip)
+            scale, zero = fit(W, grid) if fit else min_max(W, grid, clip=self.clip)
             return finished(W, grid, grid.codes(W, scale, zero), scale, zero, gram, info)
         info["damp"] = factor.damp
         if factor.damp > self.damp:
             info["damp_raised"] = True
         # a whole row's own fresh grid is the static one: nothing is compensated before its first column
         static = not fresh or (grid.axis == 1 and grid.group_size < 0)
-        scale, zero = min_max(live, grid, clip=self.clip) if static else (None, None)
-        codes, scale, zero = error_feedback(live, factor, order, grid, scale, zero, name)
+        scale, zero = None, None
+        if static:
+            scale, zero = fit(live, grid) if fit else min_max(live, grid, clip=self.clip)
+        codes, scale, zero = error_feedback(live, factor, order, grid, scale, zero, name, unextended=fit is not None)
         return finished(W, grid, codes, scale, zero, gram, info)
 
     def fresh(self, axis: int) -> bool:

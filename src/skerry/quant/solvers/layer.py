@@ -245,6 +245,7 @@ def error_feedback(
     name: str,
     *,
     unextended: bool = False,
+    places: Places | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Round ``W`` column by column, every error fed to the columns after it: GPTQ's loop.
 
@@ -261,6 +262,8 @@ def error_feedback(
     name : str
     unextended : bool, default False
         Ranges of fresh grids need not contain 0 (AdaDim's published rule).
+    places : Places, optional
+        Where a weight's scale is, if not by the grid's own groups.
 
     Returns
     -------
@@ -268,7 +271,7 @@ def error_feedback(
     scale, zero : Tensor
     """
     out, inputs = W.shape
-    places = Places.of(grid, (out, inputs), order, name)
+    places = places or Places.of(grid, (out, inputs), order, name)
     fresh = scale is None
     if scale is None:
         s, z = np.ones(places.shape, np.float32), np.zeros(places.shape, np.float32)
@@ -277,7 +280,7 @@ def error_feedback(
     weight = W[:, order].double().contiguous()
     error, codes = torch.zeros_like(weight), torch.zeros(out, inputs, dtype=torch.int8)
     low, high = np.float32(grid.qmin), np.float32(grid.qmax)
-    size = grid.group_of((out, inputs), name) if grid.group_size > 0 else inputs
+    size = inputs if grid.group_size <= 0 or not fresh else grid.group_of((out, inputs), name)
     block = size * max(1, BLOCK // size) if fresh and grid.axis == 1 else BLOCK
     rule = kernel.UNEXTENDED if unextended else _rule(grid)
     floor = np.float32(max(float(W.abs().amax() * 1e-8), 1e-30))
