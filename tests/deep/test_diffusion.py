@@ -8,7 +8,7 @@ import torch
 
 from skerry.deep.diffusion import DiffusionSchedule
 from skerry.deep.diffusion_imputer import DiffusionImputer, grating
-from skerry.deep.imputation_net import ImputationNet
+from skerry.deep.imputation_net import FEED_FORWARD, ImputationNet, _Attention
 
 
 def small(features=3, window=12, conditional=False, n_steps=10):
@@ -48,6 +48,30 @@ def test_an_oracle_of_the_noise_brings_the_data_back():
     for t in range(49, -1, -1):
         x = s.reverse(x, (x - s.abar[t].sqrt() * x0) / (1.0 - s.abar[t]).sqrt(), t, draw)
     torch.testing.assert_close(x, x0, atol=1e-3, rtol=0)
+
+
+def test_bounds_leave_good_noise_alone_and_keep_data_within_them():
+    s = DiffusionSchedule(50, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.linspace(0, 20, 40, dtype=torch.float64)
+    for t in (0, 25, 49):
+        noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
+        x = s.abar[t].sqrt() * x0 + (1.0 - s.abar[t]).sqrt() * noise
+        torch.testing.assert_close(s.bounded(x, noise, t, -10.0, 30.0), noise, atol=1e-9, rtol=0)
+        wild = s.bounded(x, 5.0 * noise + 1.0, t, -10.0, 30.0)
+        data = (x - (1.0 - s.abar[t]).sqrt() * wild) / s.abar[t].sqrt()
+        assert data.min() >= -10.0 - 1e-6
+        assert data.max() <= 30.0 + 1e-6
+
+
+@pytest.mark.parametrize("limits", [(0.0, 1.0), (-3.0, -2.0)])
+def test_imputations_of_an_untrained_network_stay_within_limits(limits):
+    imputer = small()
+    imputer.limits = limits
+    x = torch.rand(2, 3, 12)
+    ((_, y),) = imputer.sample(x, torch.ones_like(x), [0], 5)
+    assert y.min() >= limits[0] - 1e-3
+    assert y.max() <= limits[1] + 1e-3
 
 
 @pytest.mark.parametrize(("window", "split"), [(100, 10), (64, 8), (7, 3), (5, 5), (1, 1)])
@@ -107,6 +131,33 @@ def test_channels_may_change_places_with_their_embedding():
         y = imputer.net(x, t, policy)
         imputer.net.channel.weight.copy_(imputer.net.channel.weight[order].clone())
         torch.testing.assert_close(imputer.net(x[:, order], t, policy), y[:, order], atol=1e-5, rtol=0)
+
+
+def test_dropout_acts_in_training_alone():
+    torch.manual_seed(0)
+    net = ImputationNet(3, 12, channels=8, n_layers=1, n_heads=2, dropout=0.5)
+    torch.nn.init.normal_(net.head.weight)
+    x, zero = torch.rand(2, 3, 12, 1), torch.zeros(2, dtype=torch.long)
+    assert not torch.equal(net(x, zero, zero), net(x, zero, zero))
+    net.eval()
+    assert torch.equal(net(x, zero, zero), net(x, zero, zero))
+
+
+def test_attention_is_that_of_the_plain_encoder_layer():
+    torch.manual_seed(0)
+    ours = _Attention(8, 2, 0.1).eval()
+    theirs = torch.nn.TransformerEncoderLayer(8, 2, FEED_FORWARD, 0.1, "gelu", batch_first=True).eval()
+    pairs = (
+        (theirs.self_attn.in_proj_weight, ours.inlet.weight), (theirs.self_attn.in_proj_bias, ours.inlet.bias),
+        (theirs.self_attn.out_proj.weight, ours.outlet.weight), (theirs.linear1.weight, ours.wide.weight),
+        (theirs.linear1.bias, ours.wide.bias), (theirs.linear2.weight, ours.narrow.weight),
+        (theirs.linear2.bias, ours.narrow.bias),
+    )  # fmt: skip
+    with torch.no_grad():
+        for a, b in pairs:
+            a.copy_(b)
+        x = torch.randn(4, 9, 8)
+        torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
 
 
 def test_step_policy_and_mask_reach_the_output():

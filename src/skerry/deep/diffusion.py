@@ -58,6 +58,20 @@ class DiffusionSchedule:
             out.append(x)
         return out
 
+    def bounded(self, x: Tensor, noise: Tensor, t: int, low: float, high: float) -> Tensor:
+        """Return the noise that would have led to x_t from data between ``low`` and ``high``.
+
+        In the noisiest steps an error of the predicted noise is multiplied by ``sqrt((1 - abar) / abar)``, up to 170:
+        data far outside of what was seen in training are such errors.
+
+        >>> s = DiffusionSchedule(50)
+        >>> x, noise = torch.tensor([0.0, 0.0]), torch.tensor([-0.05, -1.0])
+        >>> [round(float(v), 2) for v in s.bounded(x, noise, 49, 0.0, 20.0)]
+        [-0.05, -0.12]
+        """
+        root, rest = self.abar[t].sqrt(), (1.0 - self.abar[t]).sqrt()
+        return (x - root * ((x - rest * noise) / root).clamp(low, high)) / rest
+
     def reverse(self, x: Tensor, noise: Tensor, t: int, draw) -> Tensor:
         """Return ``x_{t-1}`` from x_t and its predicted noise; no noise is added at t = 0."""
         x = (x - self.beta[t] / (1.0 - self.abar[t]).sqrt() * noise) / self.alpha[t].sqrt()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +41,6 @@ def grating(window: int, split: int) -> Tensor:
     return torch.stack([even, ~even]).float()
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums in one order, whatever the machine; the caller's threads and random state come back."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 class DiffusionImputer:
     """Noise predictor, schedule and masks.
 
@@ -63,7 +51,9 @@ class DiffusionImputer:
         Segments of the grating.
     n_steps : int
     conditional : bool
-    device : str
+    device : str, default "cpu"
+    limits : (float, float), default none
+        Imputed values lie between them at every step.
 
     Attributes
     ----------
@@ -71,9 +61,17 @@ class DiffusionImputer:
     gratings : Tensor of shape (2, L)
     """
 
-    def __init__(self, net: ImputationNet, split: int, n_steps: int, conditional: bool, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        net: ImputationNet,
+        split: int,
+        n_steps: int,
+        conditional: bool,
+        device: str = "cpu",
+        limits: tuple[float, float] = (-math.inf, math.inf),
+    ) -> None:
         self.net, self.conditional, self.device = net.to(device), conditional, device
-        self.schedule = DiffusionSchedule(n_steps, device=device)
+        self.schedule, self.limits = DiffusionSchedule(n_steps, device=device), limits
         self.gratings = grating(len(net.time), split).to(device)
 
     def _draw(self, generator: torch.Generator):
@@ -120,7 +118,8 @@ class DiffusionImputer:
         for t in range(len(self.schedule) - 1, -1, -1):
             inputs = shown * truth[t] + (1.0 - shown) * y
             steps = torch.full((2 * b,), t, device=x.device)
-            y = self.schedule.reverse(y, self.predict(inputs, both, shown, steps, policy), t, draw)
+            noise = self.schedule.bounded(y, self.predict(inputs, both, shown, steps, policy), t, *self.limits)
+            y = self.schedule.reverse(y, noise, t, draw)
             truth.pop()
             if t in keep:
                 parts = y.reshape(2, b, *y.shape[1:])
