@@ -106,3 +106,26 @@ def test_numbers_come_back_exactly(tmp_path_factory, values):
     frame.write_csv(path)
     back = open_table(path).read()["v"].cast(pl.Float64)
     np.testing.assert_array_equal(back.to_numpy(), frame["v"].to_numpy())
+
+
+@pytest.mark.parametrize("kept", [0, 40, 1 << 30])
+def test_columns_read_as_text_are_as_they_are_written(tmp_path, monkeypatch, kept):
+    monkeypatch.setattr(table_csv, "MAX_KEPT", kept)
+    monkeypatch.setattr(table_csv_head, "BLOCK", 64)
+    lines = [f"0{i},{i}.50,{'x' if i % 2 else 'NA'}" for i in range(40)]
+    table = open_table(put(tmp_path / "t.csv", "a,b,c\n" + "\n".join(lines) + "\n"), text=True)
+    assert table.n_rows == 40
+    for _ in range(2):  # again and again
+        rows = [r for part in table.arrow_batches(7) for r in part.to_pylist()]
+        assert [(r["a"], r["b"], r["c"]) for r in rows] == [
+            (f"0{i}", f"{i}.50", "x" if i % 2 else None) for i in range(40)
+        ]
+    assert table.read()["a"].to_list() == [f"0{i}" for i in range(40)]
+
+
+def test_text_that_is_not_utf8_far_down_is_read_as_latin_1(tmp_path, monkeypatch):
+    monkeypatch.setattr(table_csv_head, "HEAD_BYTES", 64)
+    body = b"a\n" + b"plain\n" * 400 + b"caf\xe9\n"
+    table = open_table(put(tmp_path / "t.csv", body), text=True)
+    assert table.read()["a"].to_list()[-1] == "café"
+    assert "not UTF-8; read as Latin-1" in table.notes

@@ -122,7 +122,7 @@ def test_what_needs_rows_turns_to_mini_batches(stream, monkeypatch):
 def test_every_kth_row_is_read(n, k, size):
     frame = pl.DataFrame({"a": list(range(n))})
     source = iter([frame.slice(s, size) for s in range(0, n, size)])
-    got = [v for part in read_frames(source, None, "y", 100, k) for v in part["a"]]
+    got = [v for part in read_frames(source, None, "y", 100, k) for v in part["a"].to_pylist()]
     assert [int(v) for v in got] == list(range(0, n, k))
 
 

@@ -67,3 +67,10 @@ def test_leak():
     assert Watch.leaking(["a", "b"], np.array([0.69, 0.5]), "y", np.log(2)) == [
         "a leaks y: it alone determines it",
     ]
+
+
+def test_only_possible_twins_are_compared():
+    columns = [np.arange(60, dtype=np.int32) % 3] * 3
+    watch = Watch(3, 10, [True, False, True])
+    watch.add(columns)
+    assert [line.split(" (")[0] for line in watch.duplicates(list("abc"), [Two()] * 3)] == ["c duplicates a"]

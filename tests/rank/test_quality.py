@@ -155,3 +155,43 @@ def test_controls_are_noise_of_their_cardinality():
     assert all((again[k] == v).all() for k, v in controls.items())
     other = control_columns(n, 3, n, features, y)
     assert (other["random-100"] != controls["random-100"]).any()
+
+
+@given(st.lists(st.integers(-3, 900), max_size=60))
+def test_codes_of_whole_numbers_are_those_of_a_sort(values):
+    got = quality.appearance_codes(np.array(values, dtype=np.int64))
+    assert got.dtype == np.int32
+    assert got.tolist() == kernel.encode(np.array(values, dtype=np.int64))[0].tolist()
+
+
+@pytest.mark.parametrize("kind", ["series", "array", "chunks", "views", "dictionary"])
+def test_a_column_of_any_arrow_kind_gives_the_same_codes(kind):
+    import pyarrow as pa
+
+    values = ["b", None, "", "a b", "b", " 7", "7"]
+    column = {
+        "series": pl.Series(values),
+        "array": pa.array(values),
+        "chunks": pa.chunked_array([values[:2], [], values[2:]], type=pa.large_string()),
+        "views": pa.array(values, type=pa.string_view()),
+        "dictionary": pa.array(values).dictionary_encode(),
+    }[kind]
+    stats = ColumnStats()
+    assert stats.add(column).tolist() == [0, 1, 1, 2, 0, 3, 4]
+    assert stats.numeric == 2  # a number with a space before it is one
+    assert (stats.absent, stats.bytes) == (2, 8)
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 30])
+def test_a_text_file_is_ranked_as_it_is_written_whether_read_once_or_twice(tmp_path, monkeypatch, kept):
+    from skerry.data import table_csv
+
+    monkeypatch.setattr(table_csv, "MAX_KEPT", kept)
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "code,flag,y\n" + "".join(f"{'0' * (i % 2)}7,{('True', 'NA')[i % 3 == 0]},{i % 2}\n" for i in range(90))
+    )
+    ranker = OutRank().fit(path, target="y")
+    assert ranker.ranking_["feature"][0] == "code"  # 7 and 07 differ, and tell the target
+    about = {r["feature"]: (r["cardinality"], round(r["coverage"])) for r in ranker.quality_.to_dicts()}
+    assert about == {"code": (2, 100), "flag": (2, 67), "y": (2, 100)}

@@ -11,6 +11,7 @@ from skerry.core.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
     import polars as pl
+    import pyarrow as pa
 
 __all__ = ["Table", "first_line", "unique_names"]
 
@@ -42,6 +43,7 @@ class Table:
         batches: Callable[[int], Iterator[pl.DataFrame]],
         n_rows: int | None = None,
         notes: list[str] | None = None,
+        arrow: Callable[[int], Iterator[pa.Table]] | None = None,
     ) -> None:
         self.name = name
         self.schema = schema
@@ -49,19 +51,35 @@ class Table:
         self.n_rows = n_rows
         self.notes = notes or []
         self.files: list[Path] = []
-        self._batches = batches
+        self._batches, self._arrow = batches, arrow
 
     def batches(self, rows: int = 65_536) -> Iterator[pl.DataFrame]:
         """Yield polars frames of at most ``rows`` rows; the source can be read again."""
+        for frame in self._guarded(self._batches, rows):
+            for start in range(0, frame.height, self._most(rows)):
+                yield frame.slice(start, self._most(rows))
+
+    def arrow_batches(self, rows: int = 65_536) -> Iterator[pa.Table]:
+        """Yield the same rows as pyarrow tables, without a detour over polars where the reader is Arrow's."""
+        if self._arrow is None:
+            for frame in self.batches(rows):
+                yield frame.to_arrow()
+            return
+        for table in self._guarded(self._arrow, rows):
+            for start in range(0, table.num_rows, self._most(rows)):
+                yield table.slice(start, self._most(rows))
+
+    def _most(self, rows: int) -> int:
+        return min(rows, max(64, MAX_CELLS // max(1, len(self.columns))))
+
+    def _guarded(self, read: Callable[[int], Iterator[Any]], rows: int) -> Iterator[Any]:
+        """Read, and tell of damage in one line with the source's name."""
         import polars as pl
 
         if rows < 1:
             raise ParameterError(f"batches need at least one row, got {rows}")
-        rows = min(rows, max(64, MAX_CELLS // max(1, len(self.columns))))
         try:
-            for frame in self._batches(rows):
-                for start in range(0, frame.height, rows):
-                    yield frame.slice(start, rows)
+            yield from read(self._most(rows))
         except DataError:
             raise
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException, *DAMAGE) as error:

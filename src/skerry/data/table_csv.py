@@ -17,14 +17,16 @@ from skerry.data.table_csv_head import CsvHead, read_head
 
 if TYPE_CHECKING:
     import polars as pl
+    import pyarrow as pa
 
 __all__ = ["csv_table", "spooled_csv"]
 
 MAX_BLOCK = 1 << 30  # bytes that one row may take
+MAX_KEPT = 128 << 20  # bytes of text columns that are not read a second time
 MISSING_TEXT = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?"]
 
 
-def spooled_csv(stream: Any, separator: str | None, name: str) -> Table:
+def spooled_csv(stream: Any, separator: str | None, name: str, text: bool = False) -> Table:
     """Read CSV from a stream that can be read only once, or is packed, through a temporary file.
 
     Arrow would read a Python file on a thread of its own, which on an error may outlive the interpreter.
@@ -37,7 +39,7 @@ def spooled_csv(stream: Any, separator: str | None, name: str) -> Table:
             raise DataError(f"{name}: more than {MAX_UNPACKED >> 30} GiB came; give a plain file instead")
         if size == 0:
             raise DataError(f"{name}: nothing came" if stream is sys.stdin.buffer else f"{name}: the file is empty")
-        table = csv_table(path, separator, name)
+        table = csv_table(path, separator, name, text)
     except BaseException:
         path.unlink()
         raise
@@ -45,12 +47,16 @@ def spooled_csv(stream: Any, separator: str | None, name: str) -> Table:
     return table
 
 
-def csv_table(path: Path, separator: str | None, name: str) -> Table:
-    """Open a plain text table; ``name`` stands for it in messages, ``separator`` None is read off the first lines."""
+def csv_table(path: Path, separator: str | None, name: str, text: bool = False) -> Table:
+    """Open a plain text table; ``name`` stands for it in messages, ``separator`` None is read off the first lines.
+
+    ``text`` leaves every column as it is written, and spares the search for types.
+    """
     head = read_head(path, separator, name)
+    kept: list[pa.Table] = []
     while True:
         try:
-            types, mixed, n_rows = _settled_types(path, head, name)
+            types, mixed, n_rows = _all_text(path, head, name, kept) if text else _settled_types(path, head, name)
             break
         except _LongRow:
             if head.block >= MAX_BLOCK:
@@ -66,7 +72,14 @@ def csv_table(path: Path, separator: str | None, name: str) -> Table:
     if mixed:
         head.notes.append("values of different kinds are mixed in " + ", ".join(repr(c) for c in mixed[:5]))
     schema = next(_stream(path, head, name, types)).schema
-    return Table(name, dict(schema), lambda rows: _stream(path, head, name, types), n_rows, head.notes)
+    return Table(
+        name,
+        dict(schema),
+        lambda rows: _stream(path, head, name, types),
+        n_rows,
+        head.notes,
+        arrow=lambda rows: iter(kept) if kept else _arrow_stream(path, head, name, types),
+    )
 
 
 class _LongRow(DataError):
@@ -78,8 +91,14 @@ class _NotUtf8(DataError):
 
 
 def _stream(path: Path, head: CsvHead, name: str, types: dict[str, Any]) -> Iterator[pl.DataFrame]:
-    """Yield the rows block by block; ``types`` are Arrow's, those absent are inferred from the first block."""
     import polars as pl
+
+    for table in _arrow_stream(path, head, name, types):
+        yield pl.from_arrow(table)  # type: ignore[misc]
+
+
+def _arrow_stream(path: Path, head: CsvHead, name: str, types: dict[str, Any]) -> Iterator[pa.Table]:
+    """Yield the rows block by block; ``types`` are Arrow's, those absent are inferred from the first block."""
     import pyarrow as pa
     from pyarrow import csv as pa_csv
 
@@ -106,7 +125,7 @@ def _stream(path: Path, head: CsvHead, name: str, types: dict[str, Any]) -> Iter
         )
         for batch in reader:
             if batch.num_rows:
-                yield pl.from_arrow(pa.Table.from_batches([batch]))  # type: ignore[misc]
+                yield pa.Table.from_batches([batch])
     except pa.ArrowInvalid as error:
         raise _told(error, name) from None
     finally:
@@ -124,6 +143,26 @@ def _told(error: Exception, name: str) -> DataError:
         return _LongRow(f"{name}: a row takes more than {MAX_BLOCK >> 20} MiB; check quoting")
     kind = _NotUtf8 if "UTF8" in str(error) else DataError
     return kind(f"{name}: {first_line(error)}")
+
+
+def _all_text(path: Path, head: CsvHead, name: str, kept: list[pa.Table]) -> tuple[dict[str, Any], list[str], int]:
+    """Read all once as text, so that what is damaged or not UTF-8 is known before the first row is used.
+
+    A table that takes little memory stays in ``kept``, and is not read again.
+    """
+    import pyarrow as pa
+
+    types: dict[str, Any] = dict.fromkeys(head.columns, pa.string())
+    n_rows = size = 0
+    kept.clear()
+    for table in _arrow_stream(path, head, name, types):
+        n_rows += table.num_rows
+        size += table.nbytes
+        if size <= MAX_KEPT:
+            kept.append(table)
+        else:
+            kept.clear()
+    return types, [], n_rows
 
 
 def _settled_types(path: Path, head: CsvHead, name: str) -> tuple[dict[str, Any], list[str], int]:

@@ -36,6 +36,7 @@ def open_table(
     format: str | None = None,
     columns: list[str] | None = None,
     separator: str | None = None,
+    text: bool = False,
 ) -> Table:
     """Open a table.
 
@@ -53,6 +54,8 @@ def open_table(
         Only these, in this order; all by default.
     separator : str, optional
         One character, of a text file; by default it is read off the first lines.
+    text : bool, default False
+        Leave the columns of CSV and TSV as they are written: no search for types, one reading less.
 
     Returns
     -------
@@ -78,7 +81,7 @@ def open_table(
         raise ParameterError(f"unknown format {format!r}; {nearest(format, FORMATS)}")
     if isinstance(source, (str, Path)):
         try:
-            table = _open_path(str(source), separator, format)
+            table = _open_path(str(source), separator, format, text)
         except OSError as error:
             raise DataError(f"{source}: cannot be read ({error.strerror or error})") from None
     else:
@@ -107,9 +110,9 @@ def _choose(table: Table, columns: list[str]) -> Table:
     return chosen
 
 
-def _open_path(text: str, separator: str | None, form: str | None) -> Table:
+def _open_path(text: str, separator: str | None, form: str | None, as_text: bool) -> Table:
     if text == "-":
-        return spooled_csv(sys.stdin.buffer, separator, "standard input")
+        return spooled_csv(sys.stdin.buffer, separator, "standard input", as_text)
     if any(c in text for c in "*?[") and not Path(text).exists():
         found = sorted(p for p in glob.glob(text, recursive=True) if Path(p).is_file())
         if not found:
@@ -128,7 +131,7 @@ def _open_path(text: str, separator: str | None, form: str | None) -> Table:
         return _read_from(found, parquet_table(text, found))
     if path.stat().st_size == 0:
         raise DataError(f"{text}: the file is empty")
-    return _read_from([text], _open_file(path, text, separator, form))
+    return _read_from([text], _open_file(path, text, separator, form, as_text))
 
 
 def _read_from(files: list[str], table: Table) -> Table:
@@ -136,7 +139,7 @@ def _read_from(files: list[str], table: Table) -> Table:
     return table
 
 
-def _open_file(path: Path, text: str, separator: str | None, form: str | None) -> Table:
+def _open_file(path: Path, text: str, separator: str | None, form: str | None, as_text: bool) -> Table:
     suffixes = [s.lower() for s in path.suffixes]
     packed = bool(suffixes) and suffixes[-1] == ".gz"
     kind = (suffixes[-2] if packed and len(suffixes) > 1 else suffixes[-1]) if suffixes else ""
@@ -144,8 +147,8 @@ def _open_file(path: Path, text: str, separator: str | None, form: str | None) -
     if kind in CSV_KINDS:
         if packed:
             with io.BufferedReader(GuardedGzip(path, text), 1 << 20) as stream:
-                return spooled_csv(stream, separator, text)
-        return csv_table(path, separator, text)
+                return spooled_csv(stream, separator, text, as_text)
+        return csv_table(path, separator, text, as_text)
     if kind in (".jsonl", ".ndjson", ".json"):
         return json_table(path, packed)
     if kind in PARQUET_KINDS:

@@ -42,61 +42,65 @@ TABLE = 100_000_000  # cells of a table that is drawn; above it the exact mean s
 
 
 def read_frames(X: Any, y: Any, target: str, rows: int, subsampling: int) -> Iterator[Any]:
-    """Yield polars frames of a source, every ``subsampling``-th row, with ``y`` as the column ``target`` if given."""
-    import polars as pl
+    """Yield pyarrow tables of a source, every ``subsampling``-th row, with ``y`` as the column ``target`` if given.
+
+    The columns of a text file are read as they are written.
+    """
+    import pyarrow as pa
 
     from skerry.data.tables import open_table
 
     if is_outrank_folder(X):
-        frames = read_outrank_folder(X, rows)
+        frames = (frame.to_arrow() for frame in read_outrank_folder(X, rows))
     elif isinstance(X, Iterator):
-        frames = itertools.chain.from_iterable(open_table(part).batches(rows) for part in X)
+        frames = itertools.chain.from_iterable(open_table(part).arrow_batches(rows) for part in X)
     else:
         try:
-            frames = open_table(X).batches(rows)
+            frames = open_table(X, text=True).arrow_batches(rows)
         except DataError as error:
             if "expected; check quoting" not in str(error):
                 raise
-            frames = read_ragged(X, rows)
+            frames = (frame.to_arrow() for frame in read_ragged(X, rows))
     start = 0
     labels = None if y is None else np.asarray(y)
     for frame in frames:
         if labels is not None:
-            if target in frame.columns:
+            if target in frame.column_names:
                 raise DataError(f"y is given, and X has a column {target!r} too: leave y out, or name y by target=")
-            part = labels[start : start + frame.height]
-            if part.shape[0] != frame.height:
+            part = labels[start : start + frame.num_rows]
+            if part.shape[0] != frame.num_rows:
                 raise DataError("y has fewer rows than X")
-            frame = frame.with_columns(pl.Series(target, part.astype(str)))
+            frame = frame.append_column(target, pa.array(part.astype(str).tolist(), type=pa.string()))
         first = -start % subsampling
-        start += frame.height
+        start += frame.num_rows
         if subsampling > 1:
-            frame = frame.gather_every(subsampling, first) if first < frame.height else frame.clear()
-        if frame.height:
+            frame = frame.take(pa.array(np.arange(first, frame.num_rows, subsampling)))
+        if frame.num_rows:
             yield frame
     if labels is not None and start != len(labels):
         raise DataError(f"X has {start} rows, y has {len(labels)}")
 
 
 def joined(frames: Iterator[Any]) -> Iterator[Any]:
-    """Yield small frames of the same columns together (a batch costs something whatever its rows).
+    """Yield small tables of the same columns together (a batch costs something whatever its rows).
 
-    >>> import polars as pl
-    >>> [f.height for f in joined(iter([pl.DataFrame({"a": [1]}), pl.DataFrame({"a": [2, 3]})]))]
+    >>> import pyarrow as pa
+    >>> [f.num_rows for f in joined(iter([pa.table({"a": [1]}), pa.table({"a": [2, 3]})]))]
     [3]
     """
-    import polars as pl
+    import pyarrow as pa
 
     held: list[Any] = []
     cells = 0
     for frame in frames:
-        if held and (frame.schema != held[0].schema or cells + frame.height * frame.width > CELLS):
-            yield pl.concat(held)
+        more = frame.num_rows * frame.num_columns
+        if held and (frame.schema != held[0].schema or cells + more > CELLS):
+            yield pa.concat_tables(held)
             held, cells = [], 0
         held.append(frame)
-        cells += frame.height * frame.width
+        cells += more
     if held:
-        yield pl.concat(held)
+        yield pa.concat_tables(held)
 
 
 def narrow(codes: NDArray[np.int32]) -> NDArray:
@@ -294,21 +298,32 @@ class TargetCounts:
         self._merge()
 
     def _merge(self, keys: NDArray[np.int64] = _NONE, counts: NDArray[np.int64] = _NONE) -> None:
+        if self.keys.size == 0 and self.bits == 20 and keys.size:  # the first batch is sorted, and nothing is folded
+            self.keys, self.counts = keys, counts
+            return
         keys, counts = np.concatenate([self.keys, keys]), np.concatenate([self.counts, counts])
         keys = keys // _KEY % (1 << self.bits) * _KEY + keys % _KEY  # the target must stay what it is
         self.keys, place = np.unique(keys, return_inverse=True)
         self.counts = np.bincount(place, weights=counts, minlength=self.keys.size).astype(np.int64)
 
+    def _margins(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        own = self.keys // _KEY  # in order
+        a = np.add.reduceat(self.counts, np.flatnonzero(np.r_[True, own[1:] != own[:-1]]))
+        b = np.bincount(self.keys % _KEY, weights=self.counts).astype(np.int64)
+        return a, b[b > 0]
+
+    def information(self) -> float:
+        """Return the plug-in information of the column about the target, in nats."""
+        n = int(self.counts.sum())
+        margin = sum(float((c * np.log(c)).sum()) for c in self._margins()) / n
+        return math.log(n) + float((self.counts * np.log(self.counts)).sum()) / n - margin
+
     def score(self, *, correction: str, draws: int, seed: int, key: int) -> tuple[float, float, float, int]:
         """Return score, plug-in information, its mean by chance, and cardinality, as :func:`score_columns` does."""
-        n = int(self.counts.sum())
-        a, b = (
-            np.bincount(np.unique(part, return_inverse=True)[1], weights=self.counts).astype(np.int64)
-            for part in (self.keys // _KEY, self.keys % _KEY)
-        )
+        n, a, b = int(self.counts.sum()), *self._margins()
         sums = kernel.Sums(n)
         margin = sum(float((c * np.log(c)).sum()) for c in (a, b)) / n
-        mi = math.log(n) + float((self.counts * np.log(self.counts)).sum()) / n - margin
+        mi = self.information()
         if min(a.size, b.size) < 2:
             return 0.0, mi, 0.0, a.size
         chance = _chance(a, b)

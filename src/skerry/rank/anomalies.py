@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,8 @@ class Watch:
         Columns, without the target.
     period : int
         Rows of the first periods.
+    twins : sequence of bool, optional
+        Columns that can be another one renamed (all by default); only their codes are compared.
 
     Examples
     --------
@@ -45,8 +48,8 @@ class Watch:
     ['day drifts: its values change with the row number (the period tells 100 % of it)']
     """
 
-    def __init__(self, p: int, period: int) -> None:
-        self.digests = [hashlib.blake2b(digest_size=16) for _ in range(p)]
+    def __init__(self, p: int, period: int, twins: Sequence[bool] | None = None) -> None:
+        self.digests = [hashlib.blake2b(digest_size=16) if twins is None or twins[j] else None for j in range(p)]
         self.counts = [TargetCounts() for _ in range(p)]
         self.period, self.rows = period, 0
 
@@ -59,7 +62,8 @@ class Watch:
                 counts.merge_targets(2)
         when = (self.rows + np.arange(n)) // self.period
         for digest, counts, codes in zip(self.digests, self.counts, columns, strict=True):
-            digest.update(np.ascontiguousarray(codes, dtype=np.int32).tobytes())
+            if digest is not None:
+                digest.update(np.ascontiguousarray(codes, dtype=np.int32))
             counts.add(codes, when)
         self.rows += n
 
@@ -68,7 +72,7 @@ class Watch:
         found: list[str] = []
         seen: dict[bytes, str] = {}
         for name, own, digest in zip(names, stats, self.digests, strict=True):
-            if own.cardinality < 2:
+            if digest is None or own.cardinality < 2:
                 continue
             other = seen.setdefault(digest.digest(), name)
             if other != name:
@@ -81,9 +85,11 @@ class Watch:
         if self.rows < FEWEST_ROWS:
             return found
         for name, counts, entropy in zip(names, self.counts, entropies, strict=True):
-            told = counts.score(correction="expected", draws=0, seed=0, key=0)[0]
             room = min(entropy, math.log(PERIODS))
-            if room > 0 and told > DRIFT * room:
+            if room <= 0 or counts.information() <= DRIFT * room:  # less chance, it is less still
+                continue
+            told = counts.score(correction="expected", draws=0, seed=0, key=0)[0]
+            if told > DRIFT * room:
                 share = min(told / room, 1.0)
                 found.append(
                     f"{name} drifts: its values change with the row number (the period tells {100 * share:.0f} % of it)"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,7 +92,9 @@ class Fit:
             columns = [np.concatenate(c) for c in self.held]
             self.held = []
             with self._timed("quality"):
-                self.watch = Watch(len(self.names) - 1, max(-(-self.rows // 10), 1))
+                seen = [s.counts[: len(s.places)].tobytes() for s in self.stats[:-1]]  # twins have the same counts
+                often = Counter(seen)
+                self.watch = Watch(len(seen), max(-(-self.rows // 10), 1), [often[v] > 1 for v in seen])
                 self.watch.add(columns[:-1])
             if self.mode == "batch-median":
                 self._mini_batches(columns, last=True)
@@ -105,14 +108,16 @@ class Fit:
     def _add(self, frame: Any) -> None:
         if not self.names:
             self._start(frame)
-        elif set(frame.columns) != set(self.names):
-            odd = sorted(set(frame.columns) ^ set(self.names))[0]
+        elif set(frame.column_names) != set(self.names):
+            odd = sorted(set(frame.column_names) ^ set(self.names))[0]
             raise DataError(f"row {self.rows}: column {odd!r} is not in every batch")
-        codes = [narrow(s.add(frame[name])) for s, name in zip(self.stats, self.names, strict=True)]
+        codes = [narrow(s.add(frame.column(name))) for s, name in zip(self.stats, self.names, strict=True)]
         if self.ranker.row_quality and self.rows < ROWS_KEPT:
-            report = row_quality(frame.select(self.names))
+            import polars as pl
+
+            report = row_quality(pl.from_arrow(frame.select(self.names)))
             self.report.append({k: v[: ROWS_KEPT - self.rows] for k, v in report.items()})
-        self.rows += frame.height
+        self.rows += frame.num_rows
         for parts, part in zip(self.held, codes, strict=True):
             parts.append(part)
         wide = 4 if any(c.itemsize > 2 for c in codes) else 2
@@ -122,9 +127,10 @@ class Fit:
             self._drain(last=False)
 
     def _start(self, frame: Any) -> None:
-        self.names = [c for c in frame.columns if c != self.target] + [self.target]
-        if len(self.names) != frame.width:
-            raise DataError(f"target {self.target!r} is not a column: {nearest(self.target, frame.columns)}")
+        columns = frame.column_names
+        self.names = [c for c in columns if c != self.target] + [self.target]
+        if len(self.names) != len(columns):
+            raise DataError(f"target {self.target!r} is not a column: {nearest(self.target, columns)}")
         if len(self.names) < 2:
             raise DataError(f"the table has no column beside the target {self.target!r}")
         self.stats = [ColumnStats(self.ranker.missing) for _ in self.names]

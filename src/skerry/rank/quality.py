@@ -82,17 +82,17 @@ class ColumnStats:
         self.rows = self.absent = self.bytes = self.numeric = 0
         self.sketch: DistinctSketch | None = None
 
-    def add(self, column: pl.Series) -> NDArray[np.int32]:
+    def add(self, column: Any) -> NDArray[np.int32]:
         """Count a batch and return its codes: the order of first appearance over all batches.
 
+        The batch is a polars Series, or an Array or ChunkedArray of pyarrow.
         Past 2^18 values a new one shares the code of its hash, so memory stays bounded.
         """
         import polars as pl
+        import pyarrow.compute as pc
 
-        known = column.dtype.is_integer() or column.dtype.is_float()  # numbers: only the different ones are written out
-        packed = (column if known else column.cast(pl.String)).to_arrow().dictionary_encode(null_encoding="encode")
-        local = packed.indices.to_numpy(zero_copy_only=False)
-        series = pl.Series(pl.from_arrow(packed.dictionary)).cast(pl.String).fill_null("")
+        local, text = packed(column)
+        series = pl.Series(pl.from_arrow(text))
         values = series.to_list()
         hashes = None
         if self.sketch is not None or len(self.places) + len(values) > EXACT:
@@ -104,26 +104,32 @@ class ColumnStats:
         places = self.places
         codes = list(map(places.get, values))
         fresh = [i for i, code in enumerate(codes) if code is None]
-        for i in fresh:
-            if values[i] in places:  # a null and an empty text are one value
-                codes[i] = places[values[i]]
-            elif len(places) < EXACT or values[i] in self.missing:
-                codes[i] = places[values[i]] = len(places)
-            else:
-                codes[i] = EXACT + SPARE + int(hashes[i] % EXACT)
+        if len(places) + len(fresh) <= EXACT:
+            new = dict.fromkeys(values[i] for i in fresh)  # a null and an empty text are one value
+            places.update(zip(new, range(len(places), EXACT), strict=False))
+            codes = list(map(places.__getitem__, values)) if fresh else codes
+        else:
+            for i in fresh:
+                if values[i] in places:
+                    codes[i] = places[values[i]]
+                elif len(places) < EXACT or values[i] in self.missing:
+                    codes[i] = places[values[i]] = len(places)
+                else:
+                    codes[i] = EXACT + SPARE + int(hashes[i] % EXACT)
         lookup = np.array(codes, dtype=np.int32)
         tally = np.bincount(local, minlength=len(values))
         self._grow(int(lookup.max(initial=0)) + 1)
         np.add.at(self.counts, lookup, tally)
         if fresh:
             at = lookup[fresh]
-            self.numbers[at] = series[fresh].cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy()
-            self.void[at] = [values[i] in self.missing for i in fresh]
+            trimmed = pl.Series(pl.from_arrow(pc.utf8_trim_whitespace(text.take(fresh))))
+            self.numbers[at] = trimmed.cast(pl.Float64, strict=False).to_numpy()  # null is NaN
+            self.void[[places[v] for v in self.missing if v in places]] = True
         void = self.void[lookup]
-        self.rows += column.len()
+        self.rows += len(column)
         self.absent += int(tally[void].sum())
         self.numeric += int(tally[~void & ~np.isnan(self.numbers[lookup])].sum())
-        self.bytes += int((series.str.len_bytes().to_numpy() * tally).sum()) if values else 0
+        self.bytes += int((pc.binary_length(text).to_numpy() * tally).sum()) if values else 0
         return lookup[local]
 
     def _grow(self, size: int) -> None:
@@ -190,11 +196,69 @@ class ColumnStats:
         share = self.numeric / held
         if 0.9 <= share < 1 and self.rows >= 100:
             found.append(f"{name} may be broken: {held - self.numeric} values are text, the rest numbers")
-        if any("\ufffd" in value for value in self.places):
+        if "\ufffd" in "\n".join(self.places):
             found.append(f"{name} may be broken: it has characters that could not be decoded")
         if self.cardinality > 0.95 * self.rows and self.rows >= 100 and share < 0.5:
             found.append(f"{name} looks like an identifier: {self.cardinality} values in {self.rows} rows")
         return found
+
+
+def packed(column: Any) -> tuple[NDArray[np.int32], Any]:
+    """Return each row's place in the list of a column's different values, shape (n,), and that list as text (pyarrow).
+
+    Only the different numbers are ever written out; null is the empty text.
+
+    >>> import polars as pl
+    >>> packed(pl.Series(["b", None, "b"]))[0].tolist()
+    [0, 1, 0]
+    """
+    import polars as pl
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if isinstance(column, pl.Series):
+        column = column.to_arrow()
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    kind = column.type
+    written = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if not (written or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        column = _as_text(column)
+    both = column.dictionary_encode(null_encoding="encode")
+    text = both.dictionary
+    if pa.types.is_integer(kind):
+        text = text.cast(pa.string())
+    elif not (pa.types.is_string(text.type) or pa.types.is_large_string(text.type)):
+        text = _as_text(text)
+    return both.indices.to_numpy(zero_copy_only=False), pc.fill_null(text, "") if text.null_count else text
+
+
+def _as_text(column: Any) -> Any:
+    """Write values as polars does, in a type of text that every kernel of Arrow takes."""
+    import polars as pl
+
+    text = pl.Series(pl.from_arrow(column)).cast(pl.String)
+    return text.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
+def appearance_codes(values: NDArray[np.integer]) -> NDArray[np.int32]:
+    """Return codes 0..c-1 in the order of first appearance of whole numbers, without a sort where they are small.
+
+    >>> appearance_codes(np.array([7, 2, 7]))
+    array([0, 1, 0], dtype=int32)
+    """
+    from skerry.kernels.contingency import encode
+
+    n = values.size
+    if n == 0 or values.min() < 0 or values.max() >= 4 * n:
+        return encode(values)[0]
+    first = np.full(int(values.max()) + 1, n, dtype=np.int64)
+    np.minimum.at(first, values, np.arange(n))
+    present = np.flatnonzero(first < n)
+    order = present[np.argsort(first[present])]
+    rank = np.zeros(first.size, dtype=np.int32)
+    rank[order] = np.arange(order.size, dtype=np.int32)
+    return rank[values]
 
 
 def control_columns(n: int, seed: int, start: int, columns: NDArray, target: NDArray) -> dict[str, NDArray[np.integer]]:

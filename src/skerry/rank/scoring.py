@@ -18,6 +18,7 @@ from skerry.kernels.contingency_pairs import cross_codes
 from skerry.rank.accumulate import Block, all_pairs, score_columns
 from skerry.rank.crosses import gamma_test, score_crosses
 from skerry.rank.outputs import CONTROL, Score
+from skerry.rank.quality import appearance_codes
 from skerry.rank.surrogates import CORRECTIONS, heuristic_scores
 
 __all__ = ["Scorer"]
@@ -109,7 +110,7 @@ class Scorer:
 
     def controls(self, block: Block, columns: dict[str, NDArray]) -> dict[tuple[str, str], Score]:
         """Score control columns."""
-        codes, cards = kernel.pack([kernel.encode(v)[0] for v in columns.values()])
+        codes, cards = kernel.pack([appearance_codes(v) for v in columns.values()])
         values = np.stack([v.astype(np.float64) for v in columns.values()])
         scores = self.columns(block, codes, cards, 1_000_000_007 + np.arange(len(columns)), values)
         return {(CONTROL, name): s for name, s in zip(columns, scores, strict=True)}
