@@ -118,7 +118,7 @@ def trained_char_model(
         optimizer.step()
         schedule.step()
         if step % 100 == 0:
-            progress(f"training the character model: step {step} of {settings.steps}, loss {float(loss):.3f}")
+            progress(f"training the character model: step {step} of {settings.steps}, loss {loss.item():.3f}")
     model.eval()
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
