@@ -255,6 +255,7 @@ def train_lab(
     """
     try:
         from accelerate import Accelerator
+        from accelerate.utils import broadcast
     except ImportError:
         raise MissingExtra("accelerate", "deep") from None
     if device not in ("cpu", "auto"):
@@ -290,6 +291,8 @@ def train_lab(
             run.steps = step + 1
             run.seconds = earlier + time.perf_counter() - began
             stop = seconds is not None and time.perf_counter() - began > seconds
+            if seconds is not None and accelerator.num_processes > 1:  # clocks differ: process 0 decides for all
+                stop = bool(broadcast(torch.tensor(float(stop), device=accelerator.device)) > 0)
             last = run.steps == config.steps or stop
             row = {"step": run.steps}
             if step % log_every == 0 or run.steps % eval_every == 0 or last:
