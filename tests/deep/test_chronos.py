@@ -1,6 +1,7 @@
 """Chronos encoders from folders that are written on the spot, with random weights."""
 
 import json
+import shutil
 import socket
 
 import numpy as np
@@ -72,8 +73,10 @@ def test_a_config_without_a_key_is_told(folder, tmp_path, key):
 
 
 def test_broken_folders_are_told(folder, tmp_path):
-    with pytest.raises(ModelError, match=r"config\.json"):
+    with pytest.raises(ModelError, match="is not a folder"):
         ChronosEncoder(tmp_path / "nowhere")
+    with pytest.raises(ModelError, match=r"config\.json: cannot be read"):
+        ChronosEncoder(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match="not valid JSON"):
         ChronosEncoder(tmp_path)
@@ -81,10 +84,87 @@ def test_broken_folders_are_told(folder, tmp_path):
     with pytest.raises(ModelError, match="no .safetensors"):
         ChronosEncoder(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:500])
-    with pytest.raises(ModelError, match="cannot be read as safetensors"):
+    with pytest.raises(ModelError, match="cannot be read as safetensors.*cut off"):
         ChronosEncoder(tmp_path)
     weights = safetensors.load_file(folder / "model.safetensors")
     weights.pop("encoder.final_layer_norm.weight")
     safetensors.save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match=r"lack 'encoder\.final_layer_norm\.weight'"):
         ChronosEncoder(tmp_path)
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    """Return a copy of the folder that a test may spoil."""
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def test_pickles_are_not_opened(copied):
+    (copied / "model.safetensors").unlink()
+    evil = copied / "opened"
+    (copied / "pytorch_model.bin").write_bytes(b"cbuiltins\nopen\n(V" + str(evil).encode() + b"\nVw\ntR.")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin is a pickle.*safetensors"):
+        ChronosEncoder(copied)
+    (copied / "pytorch_model.bin").rename(copied / "model.safetensors")
+    with pytest.raises(ModelError, match="cannot be read as safetensors"):
+        ChronosEncoder(copied)
+    assert not evil.exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
+def test_truncated_weights_are_told(copied, share):
+    file = copied / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ModelError, match=r"model\.safetensors: cannot be read as safetensors"):
+        ChronosEncoder(copied)
+
+
+@pytest.mark.parametrize("name", ["encoder.block.0.layer.0.SelfAttention.q.weight", "shared.weight"])
+def test_a_weight_of_the_wrong_shape_is_named(copied, name):
+    weights = safetensors.load_file(copied / "model.safetensors")
+    weights[name] = weights[name][:, :5].contiguous()
+    weights.pop("encoder.embed_tokens.weight", None)
+    safetensors.save_file(weights, copied / "model.safetensors")
+    with pytest.raises(ModelError, match=r"has shape \(\d+, 5\).*asks for numbers of shape"):
+        ChronosEncoder(copied)
+
+
+def test_patch_weights_of_the_wrong_shape_are_named(chronos_folder, tmp_path):
+    copied = shutil.copytree(chronos_folder("bolt"), tmp_path / "copy")
+    weights = safetensors.load_file(copied / "model.safetensors")
+    weights["input_patch_embedding.output_layer.bias"] = torch.zeros(7)
+    safetensors.save_file(weights, copied / "model.safetensors")
+    with pytest.raises(ModelError, match=r"output_layer\.bias' has shape \(7,\)"):
+        ChronosEncoder(copied)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("d_model", "wide"), ("num_heads", 0), ("num_layers", 10**9), ("d_ff", True), ("d_model", 10**6)],
+)
+def test_sizes_that_make_no_model_are_told_before_memory_is_taken(copied, key, value):
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(ModelError, match=f"{key}|asks for numbers of shape"):
+        ChronosEncoder(copied)
+
+
+@pytest.mark.parametrize("text", ["[]", '"chronos"', '{"chronos_config": []}'])
+def test_a_config_that_is_no_table_is_told(copied, text):
+    (copied / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"config\.json"):
+        ChronosEncoder(copied)
+
+
+def test_a_vocabulary_too_small_for_the_tokens_is_told(chronos_folder, tmp_path):
+    copied = shutil.copytree(chronos_folder("t5"), tmp_path / "copy")
+    config = json.loads((copied / "config.json").read_text())
+    config["chronos_config"]["n_tokens"] = 5_000
+    (copied / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="4096 rows, config.json asks for 5000 tokens"):
+        ChronosEncoder(copied)
+    config["chronos_config"] |= {"n_tokens": 4_096, "tokenizer_kwargs": {"low_limit": 3.0, "high_limit": "x"}}
+    (copied / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="low_limit below high_limit"):
+        ChronosEncoder(copied)

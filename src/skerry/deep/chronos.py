@@ -17,6 +17,8 @@ from skerry.core.errors import MissingExtra, ModelError
 
 __all__ = ["ChronosEncoder", "MeanScaleTokenizer"]
 
+SIZES, MOST, MOST_LAYERS = ("d_model", "num_layers", "num_heads", "d_kv", "d_ff"), 1_000_000, 1_000
+
 
 class MeanScaleTokenizer:
     """Values over their mean absolute one, in uniform bins; the last token ends the sequence.
@@ -90,35 +92,48 @@ class ChronosEncoder:
         self.kind = "bolt" if "input_patch_size" in self.settings else "t5"
         files = sorted(folder.glob("*.safetensors"))
         if not files:
-            raise ModelError(f"{folder}: no .safetensors file; other formats are not read")
+            raise ModelError(_no_weights(folder))
         weights: dict[str, Any] = {}
         try:
             for file in files:
                 weights |= load_file(file)
         except Exception as error:
-            raise ModelError(f"{file}: cannot be read as safetensors ({error})") from None
+            raise ModelError(
+                f"{file}: cannot be read as safetensors ({error}); the file is cut off or of another format, fetch it anew"
+            ) from None
         known = {
             k: v for k, v in config.items() if k not in ("chronos_config", "architectures", "torch_dtype", "dtype")
         }
-        self.model = T5EncoderModel(T5Config(**known))
-        names = self.model.state_dict().keys()
+        try:
+            with torch.device(
+                "meta"
+            ):  # shapes alone: a stranger's sizes take no memory before the weights bear them out
+                shapes = {k: tuple(v.shape) for k, v in T5EncoderModel(T5Config(**known)).state_dict().items()}
+        except Exception as error:
+            raise ModelError(f"{folder / 'config.json'}: describes no T5 encoder ({error})") from None
+        names = shapes.keys()
         found = {k: weights[k] for k in names if k in weights}
         if "shared.weight" in found and "encoder.embed_tokens.weight" in names:
             found["encoder.embed_tokens.weight"] = found["shared.weight"]
         absent = sorted(set(names) - set(found))
         if absent:
             raise ModelError(f"{folder}: the weights lack {absent[0]!r} ({len(absent)} keys in all)")
-        try:
-            self.model.load_state_dict(found)
-        except RuntimeError as error:
-            raise ModelError(f"{folder}: weights and config.json disagree: {str(error).splitlines()[-1]}") from None
+        for name, shape in shapes.items():
+            _fits(folder, name, found[name], shape)
+        self.model = T5EncoderModel(T5Config(**known))
+        self.model.load_state_dict(found)
         self.width = int(config["d_model"])
         cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
         self.device = "cuda" if cuda else "cpu" if device == "auto" else device
         self.dtype = torch.bfloat16 if self.device.startswith("cuda") else torch.float32
         self.model.to(self.device, self.dtype).eval().requires_grad_(False)
+        tokens = int(self.settings["n_tokens"]) if self.kind == "t5" else 2 * bool(self.settings.get("use_reg_token"))
+        if tokens > len(found["shared.weight"]):
+            raise ModelError(
+                f"{folder}: 'shared.weight' has {len(found['shared.weight'])} rows, config.json asks for {tokens} tokens"
+            )
         if self.kind == "t5":
-            limits = self.settings.get("tokenizer_kwargs", {})
+            limits = self.settings.get("tokenizer_kwargs") or {}
             self.tokenizer = MeanScaleTokenizer(
                 int(self.settings["n_tokens"]),
                 int(self.settings["n_special_tokens"]),
@@ -127,11 +142,14 @@ class ChronosEncoder:
             )
         else:
             self.patch = {}
-            for layer in ("hidden_layer", "output_layer", "residual_layer"):
+            values, hidden = 2 * self.settings["input_patch_size"], config["d_ff"]
+            sizes = {"hidden_layer": (hidden, values), "output_layer": (self.width, hidden)}
+            for layer, shape in (sizes | {"residual_layer": (self.width, values)}).items():
                 for part in ("weight", "bias"):
                     key = f"input_patch_embedding.{layer}.{part}"
                     if key not in weights:
                         raise ModelError(f"{folder}: the weights lack {key!r}")
+                    _fits(folder, key, weights[key], shape if part == "weight" else shape[:1])
                     self.patch[f"{layer}.{part}"] = weights[key].to(self.device, self.dtype)
 
     def embed(self, windows: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -180,20 +198,57 @@ class ChronosEncoder:
         return found[:, :patches].repeat_interleave(size, dim=1)[:, short:]
 
 
+def _no_weights(folder: Path) -> str:
+    """Return what to say of a folder without safetensors."""
+    pickles = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl") for f in folder.glob(pattern))
+    if not pickles:
+        return f"{folder}: no .safetensors file; a Chronos folder has one beside its config.json"
+    return (
+        f"{folder}: {pickles[0]} is a pickle, which may run code when it is opened and is not read; get the model's "
+        ".safetensors file, or save it anew with save_pretrained(folder, safe_serialization=True)"
+    )
+
+
+def _fits(folder: Path, name: str, value: Any, shape: tuple[int, ...]) -> None:
+    if tuple(value.shape) != shape or not value.is_floating_point():
+        raise ModelError(
+            f"{folder}: {name!r} has shape {tuple(value.shape)} and type {value.dtype}, config.json asks for numbers of "
+            f"shape {shape}; are config.json and weights of one model?"
+        )
+
+
 def _config(folder: Path) -> dict[str, Any]:
+    """Return the checked configuration."""
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: is not a folder; give that of a Chronos model, with config.json and .safetensors")
     file = folder / "config.json"
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(f"{file}: cannot be read ({error.strerror}); a Chronos folder has one") from None
     except ValueError:
         raise ModelError(f"{file}: is not valid JSON") from None
-    for key in ("chronos_config", "d_model", "num_layers", "num_heads", "d_kv", "d_ff"):
+    if not isinstance(config, dict):
+        raise ModelError(f"{file}: holds no table of settings; is this the folder of a Chronos model?")
+    for key in ("chronos_config", *SIZES):
         if key not in config:
             raise ModelError(f"{file}: has no {key!r}; is this the folder of a Chronos model?")
     settings = config["chronos_config"]
+    if not isinstance(settings, dict):
+        raise ModelError(f"{file}: chronos_config holds no table of settings")
     needed = ("input_patch_size",) if "input_patch_size" in settings else ("n_tokens", "n_special_tokens")
     for key in needed:
         if key not in settings:
             raise ModelError(f"{file}: chronos_config has no {key!r}")
+    for where, keys in ((config, SIZES), (settings, needed)):
+        for key in keys:
+            value, most = where[key], MOST_LAYERS if key == "num_layers" else MOST
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                raise ModelError(f"{file}: {key} must be a whole number between 1 and {most:,}, is {value!r}")
+    limits = settings.get("tokenizer_kwargs") or {}
+    ends = (
+        [limits.get(k, v) for k, v in (("low_limit", -15.0), ("high_limit", 15.0))] if hasattr(limits, "get") else [1]
+    )
+    if not all(isinstance(v, (int, float)) for v in ends) or not ends[0] < ends[-1]:
+        raise ModelError(f"{file}: tokenizer_kwargs must hold low_limit below high_limit, holds {limits!r}")
     return config
