@@ -3,6 +3,8 @@
 from skerry.core.lazy import lazy_package
 
 NAMES = {
+    "SpQR": "skerry.quant.solvers.spqr",
+    "TwoLevel": "skerry.quant.solvers.two_level",
     "AdaDim": "skerry.quant.solvers.adadim",
     "Tiled": "skerry.quant.solvers.tiles",
     "AWQ": "skerry.quant.solvers.awq",
