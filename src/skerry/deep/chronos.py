@@ -99,7 +99,7 @@ class ChronosEncoder:
                 weights |= load_file(file)
         except Exception as error:
             raise ModelError(
-                f"{file}: cannot be read as safetensors ({error}); the file is cut off or of another format, fetch it anew"
+                f"{file}: cannot be read as safetensors ({error}); it is cut off or of another format"
             ) from None
         known = {
             k: v for k, v in config.items() if k not in ("chronos_config", "architectures", "torch_dtype", "dtype")
@@ -130,7 +130,8 @@ class ChronosEncoder:
         tokens = int(self.settings["n_tokens"]) if self.kind == "t5" else 2 * bool(self.settings.get("use_reg_token"))
         if tokens > len(found["shared.weight"]):
             raise ModelError(
-                f"{folder}: 'shared.weight' has {len(found['shared.weight'])} rows, config.json asks for {tokens} tokens"
+                f"{folder}: 'shared.weight' has {len(found['shared.weight'])} rows, "
+                f"config.json asks for {tokens} tokens"
             )
         if self.kind == "t5":
             limits = self.settings.get("tokenizer_kwargs") or {}
@@ -212,8 +213,8 @@ def _no_weights(folder: Path) -> str:
 def _fits(folder: Path, name: str, value: Any, shape: tuple[int, ...]) -> None:
     if tuple(value.shape) != shape or not value.is_floating_point():
         raise ModelError(
-            f"{folder}: {name!r} has shape {tuple(value.shape)} and type {value.dtype}, config.json asks for numbers of "
-            f"shape {shape}; are config.json and weights of one model?"
+            f"{folder}: {name!r} has shape {tuple(value.shape)} and type {value.dtype}, "
+            f"config.json asks for numbers of shape {shape}; are config.json and weights of one model?"
         )
 
 
