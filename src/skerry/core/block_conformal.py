@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from skerry.core.errors import DataError, ParameterError
 from skerry.core.threshold import Conformal, Threshold, conformal_p_value
 
-__all__ = ["BlockConformal", "block_conformal_p_value"]
+__all__ = ["BlockConformal", "block_conformal_p_value", "block_maxima"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class BlockConformal(Threshold):
 
     def cutoff(self, scores: ArrayLike) -> float:
         """Return the score above which a step is flagged, from reference scores in order of time."""
-        return Conformal(self.alpha).cutoff(_block_maxima(scores, self.block))
+        return Conformal(self.alpha).cutoff(block_maxima(scores, self.block))
 
     def __str__(self) -> str:
         return f"block-conformal:{self.alpha:g}"
@@ -88,7 +88,7 @@ def block_conformal_p_value(reference: ArrayLike, scores: ArrayLike, block: int)
     >>> block_conformal_p_value([0, 1, 0, 2, 0, 3], [0, 9, 0, 0], block=2)
     array([1.  , 0.25, 0.25, 1.  ])
     """
-    maxima = _block_maxima(reference, block)
+    maxima = block_maxima(reference, block)
     s = np.asarray(scores, dtype=np.float64)
     s = np.where(np.isnan(s), -np.inf, s)
     # running maximum in linear time: forward and backward maxima of aligned blocks (van Herk, 1992)
@@ -100,8 +100,21 @@ def block_conformal_p_value(reference: ArrayLike, scores: ArrayLike, block: int)
     return conformal_p_value(maxima, trailing)
 
 
-def _block_maxima(scores: ArrayLike, block: int) -> NDArray[np.float64]:
-    """Return the maxima of consecutive blocks, the oldest remainder left out, blocks without a score too."""
+def block_maxima(scores: ArrayLike, block: int) -> NDArray[np.float64]:
+    """Return the maxima of consecutive blocks of scores in order of time, float64.
+
+    The oldest remainder is left out, and so are blocks without a score.
+
+    Raises
+    ------
+    DataError
+        If there is less than a block, or a score is infinite.
+
+    Examples
+    --------
+    >>> block_maxima([9, 0, 1, 0, 2], block=2)
+    array([1., 2.])
+    """
     _check_block(block)
     s = np.asarray(scores, dtype=np.float64)
     if s.ndim != 1 or s.size < block:

@@ -7,18 +7,23 @@ A method implements ``_fit(X)`` and ``_score(X)`` (and ``_explain(X)`` if it can
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
+from skerry.core.block_conformal import BlockConformal
 from skerry.core.detector import HUGE, REFERENCE_ROWS, Detector
 from skerry.core.errors import DataError, ParameterError, SkerryWarning
-from skerry.core.threshold import Conformal, parse_threshold
+from skerry.core.series_threshold import Adaptive, in_order, parse_series_threshold
+from skerry.core.threshold import Conformal, Threshold
 
 __all__ = ["SeriesDetector", "forward_filled", "interpolated"]
+
+
+HELD_OUT = 0.5  # share of the training steps that BlockConformal takes its reference scores from
 
 
 class SeriesDetector(Detector):
@@ -35,8 +40,11 @@ class SeriesDetector(Detector):
     n_features_in_ : int
         Number of channels c.
     reference_scores_, threshold_, offset_
-        As of :class:`~skerry.core.detector.Detector`. ``Conformal`` holds out the last steps of the training
-        series, not a random draw of them: neighbours in time are no independent witnesses.
+        As of :class:`~skerry.core.detector.Detector`. ``Conformal`` and ``BlockConformal`` hold out the last steps of
+        the training series, not a random draw of them: neighbours in time are no independent witnesses. ``threshold``
+        is what :func:`~skerry.core.series_threshold.parse_series_threshold` takes.
+    reference_in_time_ : ndarray of shape (m,), float64
+        The reference scores in order of time.
     feature_medians_ : ndarray of shape (c,), float64
         Medians of the channels, missing values left out; 0 for a channel without any value.
 
@@ -83,23 +91,67 @@ class SeriesDetector(Detector):
     def _fit_table(self, X: ArrayLike) -> NDArray[np.float64] | None:
         self._check_parameters()
         X = self._check_X(X, reset=True)
-        rule = parse_threshold(getattr(self, "threshold", "auto"))
+        rule = parse_series_threshold(getattr(self, "threshold", "auto"))
         n = len(X)
         known = None
-        if isinstance(rule, Conformal):
-            n_held = min(max(1, round(rule.holdout * n)), n - 1)
+        if isinstance(rule, (Conformal, BlockConformal)):
+            share = rule.holdout if isinstance(rule, Conformal) else HELD_OUT
+            n_held = min(max(1, round(share * n)), n - 1)
             if n_held < 1:
-                raise DataError("threshold='conformal' needs at least 2 steps to hold some out, got 1")
+                raise DataError(f"threshold {str(rule)!r} needs at least 2 steps to hold some out, got 1")
             self._set_medians(X[:-n_held])
             self._fit(np.ascontiguousarray(X[:-n_held]))
             scores = self._checked_scores(X)[-n_held:]  # in their place: their past is known
         else:
             self._set_medians(X)
             scores = known = self._finite(self._fit_and_score(X, np.arange(n)))
-        if len(scores) > REFERENCE_ROWS:
-            scores = check_random_state(0).choice(scores, REFERENCE_ROWS, replace=False)
-        self._set_reference(scores, rule)
+        self.thinned_ = len(scores) > REFERENCE_ROWS and not in_order(rule)
+        if self.thinned_:
+            scores = scores[np.sort(check_random_state(0).choice(len(scores), REFERENCE_ROWS, replace=False))]
+        self._set_reference(scores[-REFERENCE_ROWS:], rule)
         return known
+
+    def _set_reference(self, scores: NDArray[np.float64], rule: Threshold) -> None:
+        self.reference_in_time_ = np.asarray(scores)
+        self.reference_scores_ = np.sort(self.reference_in_time_)
+        self.threshold_rule_ = rule
+        self.threshold_ = rule.cutoff(self.reference_in_time_)
+
+    def set_threshold(self, threshold: str | float | Threshold) -> Self:
+        """Swap the rule, keeping the model and its reference scores.
+
+        Raises
+        ------
+        DataError
+            If the rule minds the order of time and only a draw of the reference scores was kept, as of long series.
+        """
+        check_is_fitted(self)
+        rule = parse_series_threshold(threshold)
+        if in_order(rule) and self.thinned_:
+            raise DataError(f"threshold {str(rule)!r} needs every reference score: fit with it from the start")
+        self._set_reference(self.reference_in_time_, rule)
+        return self
+
+    def calibrate(self, X: ArrayLike, threshold: str | float | Threshold | None = None) -> Self:
+        """Set reference scores and threshold anew from steps that ``fit`` did not see; nothing is refitted."""
+        rule = self.threshold_rule_ if threshold is None else parse_series_threshold(threshold)
+        self.thinned_ = False
+        self._set_reference(self.anomaly_score(X), rule)
+        return self
+
+    def decide(self, scores: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Return the flags of scores in order of time, and the cut that each was held against, both of shape (T,).
+
+        Only ``Adaptive`` moves the cut; it starts without a past, so the first ``1 / alpha`` steps cannot be flagged.
+        """
+        s = np.asarray(scores, dtype=np.float64)
+        if isinstance(self.threshold_rule_, Adaptive):
+            return self.threshold_rule_.run(s)
+        return s > self.threshold_, np.full(s.shape, self.threshold_)
+
+    def is_outlier(self, X: ArrayLike) -> NDArray[np.bool_]:
+        """Return :meth:`decide` of the scores of ``X``, shape (T,)."""
+        return self.decide(self.anomaly_score(X))[0]
 
     def _set_medians(self, X: NDArray) -> None:
         with warnings.catch_warnings():

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 
+from skerry.core.block_conformal import BlockConformal, block_maxima
 from skerry.core.errors import DataError, ParameterError, nearest
 from skerry.core.events import AlarmRule, Event
 from skerry.core.files import atomic_write
@@ -54,6 +55,8 @@ def find_events(
     detector : str or SeriesDetector, default "ensemble"
         Fitted anew to each series.
     threshold : str, float or Threshold, default "auto"
+        As of :func:`~skerry.core.series_threshold.parse_series_threshold`: beside the rules of tables also
+        "block-conformal:0.05" and "adaptive:0.01".
     alarm : AlarmRule, optional
         How flagged steps become events; by default those up to 10 unflagged steps apart are one.
     train_share : float in (0, 1), optional
@@ -160,7 +163,7 @@ def _one(
             scores = model.fit(X[: max(1, round(train_share * len(X)))]).anomaly_score(X)
     except DataError as error:
         raise DataError(f"series {frame.name!r}: {error}") from None
-    flags = scores > model.threshold_
+    flags, cuts = model.decide(scores)
     events = alarm.events(flags, scores)
     blame = model.explain(X) if explain and events else None
     usual = None
@@ -168,14 +171,14 @@ def _one(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a channel without any value
             usual = np.nanquantile(X, [0.05, 0.95], axis=0)
-    p_values = conformal_p_value(model.reference_scores_, np.array([e.score for e in events])) if events else []
+    p_values = _p_values(model, scores, events)
     spread = max(float(np.std(model.reference_scores_)), 1e-12)
     ranked = []
     for event, p in zip(events, p_values, strict=True):
         reasons, shares = ((), {}) if blame is None else blame_of(frame, event.peak, blame[event.peak], usual)
         ranked.append(
             (
-                (event.score - model.threshold_) / spread,
+                (event.score - max(cuts[event.peak], scores.min())) / spread,
                 SeriesEvent(
                     series=frame.name,
                     start=event.start,
@@ -192,10 +195,22 @@ def _one(
             )
         )
     labels = [frame.when(int(i)) for i in np.linspace(0, len(frame) - 1, min(len(frame), LABELS))]
-    scored = ScoredSeries(
-        frame.name, labels, X, frame.channels, scores, flags, float(model.threshold_), list(frame.notes)
-    )
-    return scored, events, ranked
+    cut = float(np.median(cuts))
+    notes = list(frame.notes)
+    if np.isinf(cuts).all():
+        notes.append(f"no step can be flagged by {model.threshold_rule_}: it needs more reference scores than these")
+    elif np.ptp(cuts[np.isfinite(cuts)]) > 0:
+        notes.append(f"the threshold moves with the scores; the one shown, {cut:.4g}, is its median")
+    return ScoredSeries(frame.name, labels, X, frame.channels, scores, flags, cut, notes), events, ranked
+
+
+def _p_values(model: SeriesDetector, scores: NDArray, events: list[Event]) -> NDArray[np.float64]:
+    """Return the rank of each event's peak among the reference scores; under BlockConformal that of a whole block."""
+    peaks = np.array([e.peak for e in events], dtype=np.int64)
+    rule = model.threshold_rule_
+    if isinstance(rule, BlockConformal):
+        return conformal_p_value(block_maxima(model.reference_in_time_, rule.block), scores[peaks])
+    return conformal_p_value(model.reference_scores_, scores[peaks])
 
 
 def _metrics(
