@@ -155,6 +155,10 @@ def test_unknown_names_and_absent_files_are_named(data):
         train_runs.jobs("backcopy", ["OSSP"], [0])
     with pytest.raises(ParameterError, match="preset"):
         train.run(False, data, 0, say, preset="cpuquick")
+    all_texts = train_runs.load_task(data, train_runs.jobs("bytes-60m", ["Adam"], [0])[0].task)
+    one_text = train_runs.load_task(data, train_runs.jobs("bytes", ["Adam"], [0])[0].task)
+    assert len(all_texts._train) > 1.9 * len(one_text._train)
+    train_runs.load_task.cache_clear()
     job = train_runs.jobs("images", ["Adam"], [0])[0]
     with pytest.raises(DataError, match="CIFAR"):
         train_runs.load_task(data, job.task)

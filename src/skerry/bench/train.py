@@ -32,7 +32,11 @@ PRESETS: dict[str, dict[str, dict[str, int]]] = {
         "bytes-60m": dict.fromkeys(("Adam", "Muon", "OSP", "Adam, gate", "Adam, GatedNorm", "Adam, PreAffine"), 2)
     },
 }
-NAMES = {"backcopy": "Bigram-Backcopy", "bytes": "Bytes of WikiText-2", "bytes-60m": "Bytes of WikiText-2, 38 million"}
+NAMES = {
+    "backcopy": "Bigram-Backcopy",
+    "bytes": "Bytes of WikiText-2",
+    "bytes-60m": "Bytes of all texts, 38 million parameters",
+}
 
 
 def run(

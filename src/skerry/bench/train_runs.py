@@ -57,7 +57,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "lr": 1e-3,
     },
     "bytes-60m": {
-        "task": "bytes",
+        "task": "texts",
         "seq_len": 512,
         "dim": 512,
         "n_layers": 12,
@@ -198,14 +198,19 @@ def load_task(data: Path, task: tuple[tuple[str, Any], ...]) -> Any:
     kind = fields.pop("task")
     if kind == "images":
         return _images(data / "images" / "cifar10_jpeg.npz")
-    path = data / "text" / TEXTS[kind]
-    try:
-        text = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); put the text there or set SKERRY_DATA") from None
+    paths = sorted((data / "text").glob("*.txt.gz")) if kind == "texts" else [data / "text" / TEXTS[kind]]
+    if not paths:
+        raise DataError(f"{data / 'text'}: holds no *.txt.gz; put texts there or set SKERRY_DATA")
+    parts = []
+    for path in paths:
+        try:
+            parts.append(gzip.decompress(path.read_bytes()))
+        except (OSError, EOFError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); put the text there or set SKERRY_DATA") from None
+    text = b"\n".join(parts)
     if kind == "backcopy":
         return lab_data.BackcopyTask(text.decode("utf-8"), **fields)
-    return {"bytes": lab_data.ByteWindows, "masked": lab_data.MaskedWindows}[kind](text, **fields)
+    return (lab_data.MaskedWindows if kind == "masked" else lab_data.ByteWindows)(text, **fields)
 
 
 def _images(path: Path, n_train: int = 10_000, n_held: int = 512) -> Any:
