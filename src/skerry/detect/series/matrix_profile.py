@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from skerry.core.series_detector import SeriesDetector, interpolated
+from skerry.core.series_detector import interpolated
+from skerry.detect.series.per_channel import PerChannel
 from skerry.kernels.matrix_profile import join_profile, self_profile
 
 __all__ = ["MatrixProfile"]
 
 
-class MatrixProfile(SeriesDetector):
+class MatrixProfile(PerChannel):
     """Distance of each window, its level and scale removed, to the most similar other window.
 
     Parameters
@@ -57,11 +58,10 @@ class MatrixProfile(SeriesDetector):
     True
     """
 
-    _parameter_constraints = {
+    _parameter_constraints = PerChannel._parameter_constraints | {
         "window": [Interval(Integral, 2, None, closed="left")],
         "exclude": [Interval(Real, 0, None, closed="left")],
         "reference": [StrOptions({"self", "training"})],
-        "channel_reduce": [StrOptions({"max", "mean"})],
     }
 
     def __init__(
@@ -106,14 +106,6 @@ class MatrixProfile(SeriesDetector):
                     distance[broken] = np.minimum(distance[broken], np.median(distance[~broken]))
             out[:, j] = _spread(distance, m, len(X))
         return out
-
-    def _score(self, X: NDArray) -> NDArray[np.float64]:
-        parts = self._channels(X)
-        return parts.max(axis=1) if self.channel_reduce == "max" else parts.mean(axis=1)
-
-    def _explain(self, X: NDArray) -> NDArray[np.float64]:
-        """Return the score of each channel alone."""
-        return self._channels(X)
 
 
 def _spread(window_scores: NDArray[np.float64], window: int, n: int) -> NDArray[np.float64]:

@@ -16,7 +16,8 @@ from scipy.fft import irfft, next_fast_len, rfft
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skerry.core.errors import ParameterError
-from skerry.core.series_detector import SeriesDetector, interpolated
+from skerry.core.series_detector import interpolated
+from skerry.detect.series.per_channel import PerChannel
 
 __all__ = ["SeasonalResidual", "find_periods"]
 
@@ -89,7 +90,7 @@ def _cycle(x: NDArray[np.float64], period: int) -> NDArray[np.float64]:
     return np.tile(phases, len(wide) // period)[:n]
 
 
-class SeasonalResidual(SeriesDetector):
+class SeasonalResidual(PerChannel):
     """Residual of each channel from a moving median and up to two median cycles.
 
     Parameters
@@ -117,10 +118,9 @@ class SeasonalResidual(SeriesDetector):
     True
     """
 
-    _parameter_constraints = {
+    _parameter_constraints = PerChannel._parameter_constraints | {
         "periods": [StrOptions({"auto"}), "array-like"],
         "trend_window": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "channel_reduce": [StrOptions({"max", "mean"})],
     }
 
     def __init__(
@@ -176,11 +176,3 @@ class SeasonalResidual(SeriesDetector):
             r /= max(usual if usual > 1e-3 * rms else rms, 1e-12)
             out[:, j] = np.where(r > LARGE, LARGE + np.log1p(np.maximum(r - LARGE, 0.0)), r)
         return np.where(np.isnan(X), 0.0, out)
-
-    def _score(self, X: NDArray) -> NDArray[np.float64]:
-        parts = self._channels(X)
-        return parts.max(axis=1) if self.channel_reduce == "max" else parts.mean(axis=1)
-
-    def _explain(self, X: NDArray) -> NDArray[np.float64]:
-        """Return the score of each channel alone."""
-        return self._channels(X)

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import fft, ifft, next_fast_len
 from scipy.ndimage import uniform_filter1d
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Interval
 
-from skerry.core.series_detector import SeriesDetector, interpolated
+from skerry.core.series_detector import interpolated
+from skerry.detect.series.per_channel import PerChannel
 
 __all__ = ["SpectralResidual"]
 
@@ -22,7 +23,7 @@ TINY = 1e-8
 EXTENSION = 5  # estimated points behind the end, and the gradients they follow
 
 
-class SpectralResidual(SeriesDetector):
+class SpectralResidual(PerChannel):
     """Saliency map of each channel, relative to its own moving mean.
 
     Parameters
@@ -50,10 +51,9 @@ class SpectralResidual(SeriesDetector):
     400
     """
 
-    _parameter_constraints = {
+    _parameter_constraints = PerChannel._parameter_constraints | {
         "spectrum_window": [Interval(Integral, 1, None, closed="left")],
         "score_window": [Interval(Integral, 1, None, closed="left")],
-        "channel_reduce": [StrOptions({"max", "mean"})],
     }
 
     def __init__(
@@ -103,11 +103,3 @@ class SpectralResidual(SeriesDetector):
             usual = np.maximum(before, 0.1 * s.mean())
             out[:, j] = np.maximum((s - before) / usual, 0.0)
         return out
-
-    def _score(self, X: NDArray) -> NDArray[np.float64]:
-        parts = self._channels(X)
-        return parts.max(axis=1) if self.channel_reduce == "max" else parts.mean(axis=1)
-
-    def _explain(self, X: NDArray) -> NDArray[np.float64]:
-        """Return the score of each channel alone."""
-        return self._channels(X)
