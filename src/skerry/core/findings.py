@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from skerry.core.report_result import ReportResult, as_plain, finite_or_none, joined
 
 if TYPE_CHECKING:
     import polars as pl
@@ -43,7 +43,7 @@ class Finding:
 
 
 @dataclass
-class Findings:
+class Findings(ReportResult):
     """The result of a search for outliers.
 
     Attributes
@@ -75,6 +75,8 @@ class Findings:
         How to get this again.
     """
 
+    report: ClassVar[tuple[str, str]] = ("skerry.report.html", "write_report")
+
     source: str
     rows: int
     features: int
@@ -95,31 +97,21 @@ class Findings:
     def __len__(self) -> int:
         return self.n_flagged
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data, ready for JSON."""
-        out: dict[str, Any] = {
+    def _plain(self) -> dict[str, Any]:
+        return {
             "source": self.source,
             "rows": self.rows,
             "features": self.features,
             "detector": self.detector,
-            "threshold": self.threshold if np.isfinite(self.threshold) else None,
+            "threshold": finite_or_none(self.threshold),
             "threshold_rule": self.threshold_rule,
             "seconds": round(self.seconds, 4),
             "n_flagged": self.n_flagged,
-            "flagged": [
-                {"row": f.row, "score": f.score, "p_value": f.p_value, "reasons": list(f.reasons)} for f in self.flagged
-            ],
+            "flagged": [as_plain(f, leave_out=("values",)) for f in self.flagged],
             "importance": self.importance,
             "columns": self.columns,
             "notes": self.notes,
         }
-        if self.metrics:
-            out["metrics"] = self.metrics
-        return out
-
-    def to_json(self) -> str:
-        """Return :meth:`to_dict` as one line of strict JSON."""
-        return json.dumps(self.to_dict(), allow_nan=False, default=str)
 
     def to_frame(self) -> pl.DataFrame:
         """Return the flagged items as a polars frame: ``row``, ``score``, ``p_value``, ``reasons``."""
@@ -130,15 +122,10 @@ class Findings:
                 "row": [f.row for f in self.flagged],
                 "score": [f.score for f in self.flagged],
                 "p_value": [f.p_value for f in self.flagged],
-                "reasons": ["; ".join(f.reasons) for f in self.flagged],
+                "reasons": joined(self.flagged),
             },
             schema={"row": pl.Int64, "score": pl.Float64, "p_value": pl.Float64, "reasons": pl.String},
         )
-
-    # The two calls below look upward on purpose: the report wing is loaded only if a person asks for a picture.
-    def to_html(self, path: str | Path) -> Path:
-        """Write a self-contained HTML report and return its path."""
-        return importlib.import_module("skerry.report.html").write_report(self, path)
 
     def plot(self) -> Any:
         """Return a plotly figure of the score distribution and the threshold."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from skerry.core.report_result import ReportResult, as_plain, finite_or_none, joined
 
 if TYPE_CHECKING:
     import polars as pl
@@ -81,7 +80,7 @@ class ScoredSeries:
 
 
 @dataclass
-class SeriesFindings:
+class SeriesFindings(ReportResult):
     """The result of a search for events in series.
 
     Attributes
@@ -102,6 +101,8 @@ class SeriesFindings:
         How to get this again.
     """
 
+    report: ClassVar[tuple[str, str]] = ("skerry.report.series_html", "write_series_report")
+
     source: str
     steps: int
     detector: str
@@ -117,26 +118,22 @@ class SeriesFindings:
     def __len__(self) -> int:
         return self.n_events
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data, ready for JSON; the scores of single steps are left to ``--out``."""
-        out: dict[str, Any] = {
+    def _plain(self) -> dict[str, Any]:
+        # the scores of single steps are left to --out
+        return {
             "source": self.source,
             "steps": self.steps,
             "detector": self.detector,
             "threshold_rule": self.threshold_rule,
             "seconds": round(self.seconds, 4),
             "n_events": self.n_events,
-            "events": [
-                {name: getattr(e, name) for name in ("series", "start", "stop", "first", "last", "peak", "row")}
-                | {"score": e.score, "p_value": e.p_value, "reasons": list(e.reasons), "blame": e.blame}
-                for e in self.events
-            ],
+            "events": [as_plain(e) for e in self.events],
             "series": [
                 {
                     "name": s.name,
                     "steps": len(s.scores),
                     "channels": s.channels,
-                    "threshold": s.threshold if np.isfinite(s.threshold) else None,
+                    "threshold": finite_or_none(s.threshold),
                     "flagged": int(s.flags.sum()),
                     "notes": s.notes,
                 }
@@ -144,13 +141,6 @@ class SeriesFindings:
             ],
             "notes": self.notes,
         }
-        if self.metrics:
-            out["metrics"] = self.metrics
-        return out
-
-    def to_json(self) -> str:
-        """Return :meth:`to_dict` as one line of strict JSON."""
-        return json.dumps(self.to_dict(), allow_nan=False, default=str)
 
     def to_frame(self) -> pl.DataFrame:
         """Return the events as a polars frame."""
@@ -160,10 +150,5 @@ class SeriesFindings:
         text, whole = pl.String, pl.Int64
         kinds = [text, text, text, text, whole, whole, whole, pl.Float64, pl.Float64]
         columns = {n: [getattr(e, n) for e in self.events] for n in names}
-        columns["reasons"] = ["; ".join(e.reasons) for e in self.events]
+        columns["reasons"] = joined(self.events)
         return pl.DataFrame(columns, schema=dict(zip(names, kinds, strict=True)) | {"reasons": text})
-
-    # The report wing is loaded only if a person asks for a picture.
-    def to_html(self, path: str | Path) -> Path:
-        """Write a self-contained HTML report and return its path."""
-        return importlib.import_module("skerry.report.series_html").write_series_report(self, path)
