@@ -35,6 +35,8 @@ STUDIES: dict[str, str] = {
     "outliertune": "integer activations without a scale, beside per-token and static rounding",
     "splitquant": "three value ranges of a weight, at equal width and equal storage",
     "olive": "outlier-victim pairs beside clipped int4",
+    "adadim": "groups along outputs or inputs, chosen layer by layer, beside both, GPTQ and AWQ",
+    "quantease": "coordinate descent on a layer's error beside RTN, AWQ, GPTQ and SpQR",
     "svdquant": "a low-rank branch beside smoothing at 4 bits",
     "robust-high-dimensional": "screening, nonconvex regression and mixed models",
     "root-optimizer": "ROOT beside Muon and AdamW: exactness, cost, heavy-tailed gradients",

@@ -16,6 +16,9 @@ __all__ = ["Bits", "Recipe", "from_plain", "parse_bits", "to_plain"]
 
 # Where the parts live: a class name in a checkpoint is looked up here and nowhere else (no code from a file).
 PARTS: dict[str, str] = {
+    "AWQ": "skerry.quant.solvers.awq",
+    "AdaDim": "skerry.quant.solvers.adadim",
+    "SpQR": "skerry.quant.solvers.spqr",
     "AffineGrid": "skerry.quant.numerics",
     "BranchSmooth": "skerry.quant.transforms.low_rank",
     "GPTQ": "skerry.quant.solvers.gptq",
