@@ -122,3 +122,13 @@ def test_static_grids_come_from_calibration(model):
         quantization_gap(model, data, sites=("fnn",))
     with pytest.raises(ModelError, match="no linear layer"):
         quantization_gap(torch.nn.Linear(2, 2), [], full=0.0)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_it_is_what_the_public_engine_computes(model, bits):
+    from skerry.quant import quantize
+
+    data = batches()
+    public = mean_loss(quantize(model, "rtn", f"w{bits}a{bits}"), data) - mean_loss(model, data)
+    here = quantization_gap(model, data, weight_bits=bits, activation_bits=bits, per="token")
+    assert here == pytest.approx(public, abs=1e-6)
