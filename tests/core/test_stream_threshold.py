@@ -44,23 +44,29 @@ def spot_by_the_paper(first, rest, risk, tail):
     n_peaks = int(tail * len(first))
     level = ordered[-n_peaks - 1]
     peaks, n, flags = [s - level for s in ordered[-n_peaks:]], len(first), []
-    learned = risk * n
+    learned = counted = risk * n
 
     def cut():
         y = np.sort(peaks)
         weight = 1 - (np.arange(len(y))) / (len(y) - 1)
         b0, b1 = y.mean(), (weight * y).mean()
         xi = np.clip(2 - b0 / (b0 - 2 * b1), -0.5, 0.9)
-        return level + b0 * (1 - xi) / xi * ((risk * n / len(peaks)) ** -xi - 1)
+        held = risk * (1 + risk * n) / (1 + max(counted, risk * n))
+        return level + b0 * (1 - xi) / xi * ((held * n / len(peaks)) ** -xi - 1)
 
     z = cut()
     for s in rest:
         flags.append(s > z)
         if s > z:
-            if flags[-2:-1] == [True] or learned >= risk * n + 3 * (risk * n) ** 0.5 + 3:
+            if flags[-2:-1] == [True]:
+                continue
+            if counted < risk * n + 3 * (risk * n) ** 0.5 + 3:
+                counted += 1
+                z = cut()
+            if learned >= risk * n:
                 continue
             learned += 1
-            s = min(s, level + 2 * (z - level))
+            s = min(s, z)
         n += 1
         if s > level:
             peaks.append(s - level)
@@ -103,6 +109,17 @@ def test_a_first_cut_that_is_too_low_by_chance_recovers(law):
         told.append(int(SPOT(2.5e-4).fit(s[:500]).run(s[500:])[0].sum()))
     assert np.mean(told) < 10
     assert max(told) <= 20
+
+
+@pytest.mark.parametrize("gap", [1, 40])
+def test_far_outliers_do_not_raise_the_cut_at_will(gap):
+    rng = np.random.default_rng(3)
+    rule = SPOT(1e-4).fit(np.abs(rng.normal(size=300)))
+    before = rule.threshold_ - rule.peak_level_
+    for _ in range(200):
+        assert rule.update(1e9)
+        rule.run(np.abs(rng.normal(size=gap)))
+        assert rule.threshold_ - rule.peak_level_ < 5 * before
 
 
 def test_anomalies_neither_blind_it_nor_pass_unseen():
