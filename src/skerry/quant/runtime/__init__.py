@@ -2,4 +2,12 @@
 
 from skerry.core.lazy import lazy_package
 
-__getattr__, __dir__, __all__ = lazy_package(__name__, {})
+__getattr__, __dir__, __all__ = lazy_package(
+    __name__,
+    {
+        "CostTable": "skerry.quant.runtime.choose",
+        "choose": "skerry.quant.runtime.choose",
+        "measure_costs": "skerry.quant.runtime.choose",
+        "prepare_kernel": "skerry.quant.runtime.choose",
+    },
+)

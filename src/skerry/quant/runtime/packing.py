@@ -1,0 +1,103 @@
+"""Weights in the layouts of the fast products, and back: the packed copy can be the only one in memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["PackedInt4", "PackedInt8"]
+
+CHUNK = 512
+LANES = 64  # outputs of a block of the int4 layout
+
+
+class PackedInt8:
+    """int8 codes (out, in), blocked by oneDNN for products with unsigned 8-bit inputs.
+
+    Signed inputs would fall to reference code, hundreds of times slower: inputs are codes plus 128.
+    """
+
+    def __init__(self, codes: Tensor) -> None:
+        self.out, self.width = codes.shape
+        self.packed = torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
+        self._ones = torch.ones(self.out)
+        self._zeros = torch.zeros(self.out, dtype=torch.int64)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codes."""
+        return self.out * self.width
+
+    def product(self, inputs: Tensor) -> Tensor:
+        """Return ``(inputs - 128) @ codes^T`` as float32 (tokens, out), exact up to 2^24.
+
+        Parameters
+        ----------
+        inputs : uint8 Tensor of shape (tokens, in)
+        """
+        if not len(inputs):
+            return torch.zeros(0, self.out)
+        return torch.ops.onednn.qlinear_pointwise(
+            inputs, 1.0, 128, self.packed, self._ones, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+
+    def rows(self, columns: Tensor) -> Tensor:
+        """Return ``codes[:, columns]^T`` as float32 (n, out), read through products with unit vectors."""
+        unit = torch.full((len(columns), self.width), 128, dtype=torch.uint8)
+        unit[torch.arange(len(columns)), columns] = 129
+        return self.product(unit)
+
+    def codes(self) -> Tensor:
+        """Return the int8 codes (out, in)."""
+        found = torch.empty(self.out, self.width, dtype=torch.int8)
+        for columns in torch.arange(self.width).split(CHUNK):
+            found[:, columns[0] : columns[-1] + 1] = self.rows(columns).T.to(torch.int8)
+        return found
+
+
+class PackedInt4:
+    """Codes -8 .. 7 (out, in) as torch's int4 product stores them: blocks of 64 outputs, two codes a byte.
+
+    The number of outputs is padded to a multiple of 64, the inputs to one of 32.
+    """
+
+    def __init__(self, codes: Tensor) -> None:
+        self.out, self.width = codes.shape
+        padded = torch.nn.functional.pad(codes, (0, -self.width % 32, 0, -self.out % LANES))
+        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(padded.to(torch.int32) + 8, 1)
+        self.rows, self.columns = padded.shape
+        first = self._block(0, 1)[:, : min(LANES, self.out)]
+        self.readable = bool(torch.equal(first.T, padded[: min(LANES, self.out)].to(torch.int8)))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codes, padding included."""
+        return self.packed.numel()
+
+    def product(self, x: Tensor, group: int, scales: Tensor) -> Tensor:
+        """Return ``x @ (codes * scales)^T`` in bfloat16 (tokens, padded out).
+
+        Parameters
+        ----------
+        x : bfloat16 Tensor of shape (tokens, padded in)
+        group : {32, 64, 128, 256}
+        scales : bfloat16 Tensor of shape (padded in / group, padded out, 2)
+            Scale, and what is added (0).
+        """
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, group, scales)
+
+    def block(self, start: int, count: int) -> Tensor:
+        """Return the int8 codes (padded in, 64 * count) of some blocks of outputs, transposed."""
+        return self._block(start, count)
+
+    def codes(self) -> Tensor:
+        """Return the int8 codes (out, in)."""
+        parts = [self._block(i, 1).T for i in range(self.rows // LANES)]
+        return torch.cat(parts)[: self.out, : self.width].contiguous()
+
+    def _block(self, start: int, count: int) -> Tensor:
+        part = self.packed.reshape(-1, self.columns, LANES // 2)[start : start + count].transpose(0, 1)
+        found = torch.empty(self.columns, count, 2, LANES // 2, dtype=torch.int8)
+        torch.bitwise_and(part, 15, out=found.view(torch.uint8)[:, :, 0])
+        torch.bitwise_right_shift(part, 4, out=found.view(torch.uint8)[:, :, 1])
+        return found.sub_(8).reshape(self.columns, -1)
