@@ -32,7 +32,7 @@ def run(
     device: str = "cpu",
 ) -> dict[str, Any]:
     from skerry.bench import train_tables as tables
-    from skerry.bench.train_runs import jobs, plan_jobs, train_all
+    from skerry.bench.train_runs import jobs, kept, plan_jobs, train_all
 
     wanted = jobs("backcopy", ["Adam", "OSP"], [seed], steps=30) if quick else plan_jobs(PLAN, seed, seeds)
     states = train_all(wanted, data, device=device, budget=tables.seconds(budget), progress=progress)
@@ -40,7 +40,11 @@ def run(
     a = {j: v for j, v in found.items() if j.setting == "backcopy"}
     b = {j: v for j, v in found.items() if j.setting == "bytes"}
     progress("the paper's own kurtosis, and the merge of the projections")
-    own = [_own(j, data, states[j]) | {"paper, 1.4 B parameters": PAPER.get(j.variant)} for j in a if j.seed == seed]
+    own = [
+        kept(states[j], "own", lambda j=j: _own(j, data, states[j])) | {"paper, 1.4 B parameters": PAPER.get(j.variant)}
+        for j in a
+        if j.seed == seed
+    ]
     ratio = {
         s: tables.mean(f, "Adam", "excess kurtosis") / tables.mean(f, "OSP", "excess kurtosis")
         for s, f in (("Backcopy", a), ("bytes", b)) if f

@@ -32,7 +32,7 @@ def run(
     device: str = "cpu",
 ) -> dict[str, Any]:
     from skerry.bench import train_tables as tables
-    from skerry.bench.train_runs import jobs, plan_jobs, train_all
+    from skerry.bench.train_runs import jobs, kept, plan_jobs, train_all
 
     wanted = (
         jobs("backcopy", ["Adam", "Adam, gate", "Adam, clip"], [seed], steps=30)
@@ -43,7 +43,7 @@ def run(
     found = tables.evaluate_all(states, data, progress)
     progress("infinity norms and kurtosis of the recorded tensors")
     for job in found:
-        found[job] |= _recorded(job, data, states[job])
+        found[job] |= kept(states[job], "recorded", lambda job=job: _recorded(job, data, states[job]))
     parts = {s: {j: v for j, v in found.items() if j.setting == s} for s in NAMES}
     parts = {s: f for s, f in parts.items() if f}
     told = []

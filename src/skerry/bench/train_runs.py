@@ -21,8 +21,20 @@ from typing import Any
 import numpy as np
 
 from skerry.core.errors import DataError, ParameterError, nearest
+from skerry.core.files import atomic_write
 
-__all__ = ["SETTINGS", "VARIANTS", "Job", "cache_folder", "jobs", "load_model", "load_task", "plan_jobs", "train_all"]
+__all__ = [
+    "SETTINGS",
+    "VARIANTS",
+    "Job",
+    "cache_folder",
+    "jobs",
+    "kept",
+    "load_model",
+    "load_task",
+    "plan_jobs",
+    "train_all",
+]
 
 _FORMAT = 1  # raise it when training changes so that cached runs no longer stand for it
 TEXTS = {"backcopy": "tinyshakespeare.txt.gz", "bytes": "wikitext2_valid.txt.gz", "masked": "wikitext2_valid.txt.gz"}
@@ -306,6 +318,20 @@ def _state(root: Path, job: Job) -> dict[str, Any]:
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     seconds = max((r.pop("seconds", 0.0) for r in rows), default=0.0)
     return {"steps": steps, "seconds": seconds, "history": rows, "folder": folder}
+
+
+def kept(state: Mapping[str, Any], name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what ``compute`` gives for a run, kept beside its checkpoint as ``name.json``."""
+    path = state["folder"] / f"{name}.json"
+    stamp = {"format": _FORMAT, "steps": state["steps"]}
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found.get("stamp") == stamp:
+            return found["value"]
+    value = compute()
+    with atomic_write(path) as file:
+        file.write(json.dumps({"stamp": stamp, "value": value}).encode())
+    return value
 
 
 def load_model(job: Job, data: Path, state: dict[str, Any], *, merge: bool = True) -> tuple[Any, Any]:

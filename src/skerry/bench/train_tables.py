@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -12,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from skerry.bench.train_runs import Job, load_model
+from skerry.bench.train_runs import Job, kept, load_model
 from skerry.core.errors import ParameterError
-from skerry.core.files import atomic_write
 
 __all__ = [
     "cpu_minutes",
@@ -29,7 +27,6 @@ __all__ = [
     "spread",
 ]
 
-_FORMAT = 2  # of gaps.json
 _GAPS = {
     "W8A8 t": {"weight_bits": 8, "activation_bits": 8, "per": "tensor"},
     "W8A8 static": {"weight_bits": 8, "activation_bits": 8, "per": "static"},
@@ -98,15 +95,14 @@ def evaluate_all(
 
 
 def _gaps(job: Job, data: Path, state: dict[str, Any]) -> dict[str, float]:
+    return kept(state, "gaps", lambda: _new_gaps(job, data, state))
+
+
+def _new_gaps(job: Job, data: Path, state: dict[str, Any]) -> dict[str, float]:
     import torch
 
     from skerry.bench.quantization_gap import mean_loss, quantization_gap
 
-    path = state["folder"] / "gaps.json"
-    if path.exists():
-        kept = json.loads(path.read_text())
-        if kept.pop("format", None) == _FORMAT and kept.pop("steps", None) == state["steps"]:
-            return kept
     torch.set_num_threads(1)
     model, task = load_model(job, data, state)
     held = task.validation(8, job.config.batch_size)
@@ -115,10 +111,7 @@ def _gaps(job: Job, data: Path, state: dict[str, Any]) -> dict[str, float]:
     gaps = {
         name: quantization_gap(model, held, full=full, **how, calibration=calibration) for name, how in _GAPS.items()
     }
-    gaps["W4A4 k, loss"] = full + gaps["W4A4 k"]
-    with atomic_write(path) as file:
-        file.write(json.dumps({**gaps, "format": _FORMAT, "steps": state["steps"]}).encode())
-    return gaps
+    return {**gaps, "W4A4 k, loss": full + gaps["W4A4 k"]}
 
 
 def _grouped(found: Mapping[Job, dict[str, float]]) -> dict[str, list[dict[str, float]]]:
