@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["progress", "quiet_warnings", "use_threads"]
+__all__ = ["progress", "quiet_warnings", "usable_engine", "use_threads"]
 
 
 @contextmanager
@@ -53,3 +53,18 @@ def use_threads(n: int | None) -> None:
         return
     for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
         os.environ[name] = str(n)
+
+
+def usable_engine(engine: str) -> None:
+    """Refuse an unknown ``--engine`` before anything is read, and one that is not installed (MissingExtra)."""
+    if engine == "local":
+        return
+    import typer
+
+    from skerry.core.errors import ParameterError
+    from skerry.data.engine import check_engine
+
+    try:
+        check_engine(engine)
+    except ParameterError as error:
+        raise typer.BadParameter(f"--engine: {error}") from None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from skerry.app.console import progress, quiet_warnings, use_threads
+from skerry.app.console import progress, quiet_warnings, usable_engine, use_threads
 
 if TYPE_CHECKING:
     from skerry.core.findings import Findings
@@ -35,6 +35,7 @@ def detect(
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
     sample_rows: Annotated[int, typer.Option(min=2, help="Larger tables are fitted on a sample.")] = 200_000,
+    engine: Annotated[str, typer.Option(help="local, or ray: rows are scored by Ray Data.")] = "local",
     kind: Annotated[str, typer.Option(help="table, series, or auto: a steady time column makes a series.")] = "auto",
     time: Annotated[str | None, typer.Option(help="Series: the time column (by default it is found).")] = None,
     by: Annotated[str | None, typer.Option(help="Series: the column that tells several series apart.")] = None,
@@ -55,6 +56,7 @@ def detect(
     use_threads(threads)
     if kind not in ("auto", "table", "series"):
         raise typer.BadParameter(f"--kind must be auto, table or series, got {kind!r}")
+    usable_engine(engine)
     if follow:
         from skerry.app.detect_follow import follow as follow_stream
 
@@ -94,10 +96,13 @@ def detect(
         elif "series" in kinds and model is None and reference is None:
             words = _time_words(path, time, by)
         kind = "series" if words else "table"
+        if words and engine != "local":
+            kind, words = "table", ""  # only rows are spread over machines
     if kind == "series":
         from skerry.app.detect_series import detect_series
 
-        for option, given in (("--save-model", save_model), ("--model", model), ("--reference", reference)):
+        alone = {"--save-model": save_model, "--model": model, "--reference": reference}
+        for option, given in (alone | {"--engine": None if engine == "local" else engine}).items():
             if given is not None:
                 raise typer.BadParameter(f"{option} works on tables; add --kind table")
         alarm = {"merge_gap": merge_gap, "min_length": min_length, "cooldown": cooldown}
@@ -131,6 +136,7 @@ def detect(
             top=top,
             out=out,
             sample_rows=sample_rows,
+            engine=engine,
             random_state=seed,
             on_progress=update,
             on_fitted=keep.append,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skerry.app.console import quiet_warnings, use_threads
+from skerry.app.console import quiet_warnings, usable_engine, use_threads
 
 if TYPE_CHECKING:
     from skerry.rank import OutRank
@@ -47,6 +47,7 @@ def rank(
     rare: Annotated[int, typer.Option(min=0, help="Values seen at most so often are rare.")] = 1,
     row_quality: Annotated[bool, typer.Option(help="Report on rows too (in --out).")] = False,
     subsample: Annotated[int, typer.Option(min=1, help="Read every k-th row.")] = 1,
+    engine: Annotated[str, typer.Option(help="local, or ray: columns are encoded by Ray Data.")] = "local",
     top: Annotated[int, typer.Option(min=1, help="Columns to print.")] = 20,
     out: Annotated[Path | None, typer.Option(help="Folder for the ranking, pairs and quality tables.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
@@ -58,6 +59,7 @@ def rank(
     Example: `skerry rank clicks.parquet --target label`
     """
     use_threads(threads)
+    usable_engine(engine)
     chosen = {"correction": correction, "mode": mode, "normalize": normalize, "transforms": transforms}
     for name, value in chosen.items():
         if value is not None and value not in _CHOICES[name]:
@@ -86,7 +88,7 @@ def rank(
             row_quality=row_quality,
             subsampling=subsample,
             random_state=seed,
-        ).fit(path, target=target)
+        ).fit(path, target=target, engine=engine)
         steps = ranker.rank_3mr() if three_mr else getattr(ranker, "steps_3mr_", None)
         seconds = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
     if out is not None:

@@ -34,6 +34,8 @@ class Table:
         What was found out about the source, for example its separator.
     files : list of Path
         What is read from disk; empty for a table in memory or on standard input.
+    row_groups : list of (str, int, int)
+        File, number and rows of the parts that can be read each by itself, in the order of the rows; else empty.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Table:
         self.n_rows = n_rows
         self.notes = notes or []
         self.files: list[Path] = []
+        self.row_groups: list[tuple[str, int, int]] = []
         self._batches, self._arrow = batches, arrow
 
     def batches(self, rows: int = 65_536) -> Iterator[pl.DataFrame]:

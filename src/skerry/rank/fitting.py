@@ -11,6 +11,7 @@ import itertools
 import math
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from skerry.rank.anomalies import Watch
 from skerry.rank.crosses import CrossPlan, gamma_test
 from skerry.rank.formats import declared_numbers
 from skerry.rank.outputs import CONTROL, PairVotes, Votes
-from skerry.rank.quality import ColumnStats, control_columns, row_quality
+from skerry.rank.packing import Pack, Packed
+from skerry.rank.quality import ColumnStats, control_columns
 from skerry.rank.scoring import Scorer
 from skerry.rank.surrogates import CORRECTIONS, reference_columns
 
@@ -41,8 +43,8 @@ CODES = 1 << 19  # a control column with more values is folded to so many where 
 class Fit:
     """Reads one source for one ranker and sets the ranker's attributes."""
 
-    def __init__(self, ranker: OutRank, X: Any, y: Any, target: str) -> None:
-        self.ranker, self.source, self.y, self.target = ranker, X, y, target
+    def __init__(self, ranker: OutRank, X: Any, y: Any, target: str, engine: str = "local") -> None:
+        self.ranker, self.source, self.y, self.target, self.engine = ranker, X, y, target, engine
         self.seed = ranker.random_state or 0
         triple = ranker.heuristic == "MI-numba-3mr"
         self.pairwise = ranker.pairwise or triple
@@ -76,9 +78,8 @@ class Fit:
     def run(self) -> None:
         """Read, score, and set the attributes of the ranker."""
         with self._timed("read and encode"):
-            frames = read_frames(self.source, self.y, self.target, CHUNK, self.ranker.subsampling)
-            for frame in joined(frames):
-                self._add(frame)
+            for batch in self._batches():
+                self._add(batch)
         if self.rows == 0:
             raise DataError("the table has no rows")
         if self.stats[-1].cardinality < 2:
@@ -105,19 +106,27 @@ class Fit:
         self._finish()
 
     # ---- reading -------------------------------------------------------------------------------------------
-    def _add(self, frame: Any) -> None:
-        if not self.names:
-            self._start(frame)
-        elif set(frame.column_names) != set(self.names):
-            odd = sorted(set(frame.column_names) ^ set(self.names))[0]
-            raise DataError(f"row {self.rows}: column {odd!r} is not in every batch")
-        codes = [narrow(s.add(frame.column(name))) for s, name in zip(self.stats, self.names, strict=True)]
-        if self.ranker.row_quality and self.rows < ROWS_KEPT:
-            import polars as pl
+    def _batches(self) -> Iterator[Packed]:
+        pack = Pack(self.target, self.ranker.subsampling, self.ranker.row_quality)
+        if self.engine == "local":
+            frames = read_frames(self.source, self.y, self.target, CHUNK, self.ranker.subsampling)
+            return (pack.whole(frame) for frame in joined(frames))
+        from skerry.data.engine import map_batches
+        from skerry.data.tables import open_table
 
-            report = row_quality(pl.from_arrow(frame.select(self.names)))
-            self.report.append({k: v[: ROWS_KEPT - self.rows] for k, v in report.items()})
-        self.rows += frame.num_rows
+        return map_batches(open_table(self.source, text=True), pack, CHUNK, self.engine)
+
+    def _add(self, batch: Packed) -> None:
+        if not self.names:
+            self._start(batch.names)
+        elif set(batch.names) != set(self.names):
+            odd = sorted(set(batch.names) ^ set(self.names))[0]
+            raise DataError(f"row {self.rows}: column {odd!r} is not in every batch")
+        held = dict(zip(batch.names, batch.columns, strict=True))
+        codes = [narrow(s.add_packed(*held[name])) for s, name in zip(self.stats, self.names, strict=True)]
+        if batch.report and self.rows < ROWS_KEPT:
+            self.report.append({k: v[: ROWS_KEPT - self.rows] for k, v in batch.report.items()})
+        self.rows += batch.rows
         for parts, part in zip(self.held, codes, strict=True):
             parts.append(part)
         wide = 4 if any(c.itemsize > 2 for c in codes) else 2
@@ -126,8 +135,7 @@ class Fit:
         if self.streaming:
             self._drain(last=False)
 
-    def _start(self, frame: Any) -> None:
-        columns = frame.column_names
+    def _start(self, columns: list[str]) -> None:
         self.names = [c for c in columns if c != self.target] + [self.target]
         if len(self.names) != len(columns):
             raise DataError(f"target {self.target!r} is not a column: {nearest(self.target, columns)}")

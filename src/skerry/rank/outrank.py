@@ -194,7 +194,7 @@ class OutRank(SelectorMixin, BaseEstimator):
         self.n_jobs = n_jobs
 
     # ---- fit -----------------------------------------------------------------------------------------------
-    def fit(self, X: Any, y: Any = None, *, target: str = "label") -> Self:
+    def fit(self, X: Any, y: Any = None, *, target: str = "label", engine: str = "local") -> Self:
         """Rank the columns of ``X`` against its column ``target``, or against ``y`` of shape (n,) if given.
 
         Parameters
@@ -202,17 +202,31 @@ class OutRank(SelectorMixin, BaseEstimator):
         X : path, pandas / polars / pyarrow table, array of shape (n, p), or iterator of frames
         y : array of shape (n,), optional
         target : str, default "label"
+        engine : {"local", "ray"}, default "local"
+            Where columns are read and encoded: here, or by Ray Data (extra ``scale``) on the cluster that RAY_ADDRESS
+            names, else on this machine; their counts are joined here. The ranking is the same, bit for bit, as long as
+            no column has more than 2^18 values.
 
         Raises
         ------
         DataError
             If the target is not a column or has one value, or there is no row.
         ParameterError
-            If an argument is out of range.
+            If an argument is out of range, or ``engine="ray"`` meets a source that is no single table.
+        MissingExtra
+            If ``engine="ray"`` and Ray Data is not installed.
         """
         import numba
 
+        from skerry.data.engine import check_engine
         from skerry.rank.fitting import Fit
+        from skerry.rank.formats import is_outrank_folder
+
+        check_engine(engine)
+        if engine != "local" and (y is not None or hasattr(X, "__next__") or is_outrank_folder(X)):
+            raise ParameterError(
+                f"engine={engine!r} takes one table with its target in it, not y, a stream or a folder"
+            )
 
         try:
             validate_parameter_constraints(self._parameter_constraints, self.get_params(deep=False), "OutRank")
@@ -228,7 +242,7 @@ class OutRank(SelectorMixin, BaseEstimator):
         if self.n_jobs > 0:
             numba.set_num_threads(min(self.n_jobs, before))
         try:
-            Fit(self, X, y, target).run()
+            Fit(self, X, y, target, engine).run()
             if named:
                 self.feature_names_in_ = np.array(self._names, dtype=object)
             if self.heuristic == "MI-numba-3mr":

@@ -86,12 +86,16 @@ class ColumnStats:
         """Count a batch and return its codes: the order of first appearance over all batches.
 
         The batch is a polars Series, or an Array or ChunkedArray of pyarrow.
+        """
+        return self.add_packed(*packed(column))
+
+    def add_packed(self, local: NDArray[np.integer], text: Any) -> NDArray[np.int32]:
+        """Count a batch that :func:`packed` has prepared, here or elsewhere, and return its codes.
         Past 2^18 values a new one shares the code of its hash, so memory stays bounded.
         """
         import polars as pl
         import pyarrow.compute as pc
 
-        local, text = packed(column)
         series = pl.Series(pl.from_arrow(text))
         values = series.to_list()
         hashes = None
@@ -126,7 +130,7 @@ class ColumnStats:
             self.numbers[at] = trimmed.cast(pl.Float64, strict=False).to_numpy()  # null is NaN
             self.void[[places[v] for v in self.missing if v in places]] = True
         void = self.void[lookup]
-        self.rows += len(column)
+        self.rows += local.size
         self.absent += int(tally[void].sum())
         self.numeric += int(tally[~void & ~np.isnan(self.numbers[lookup])].sum())
         self.bytes += int((pc.binary_length(text).to_numpy() * tally).sum()) if values else 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -145,6 +146,7 @@ def find_outliers(
     out: str | Path | None = None,
     sample_rows: int = 200_000,
     batch_rows: int = 65_536,
+    engine: str = "local",
     random_state: int | None = 0,
     on_progress: Callable[[int, int | None], None] | None = None,
     on_fitted: Callable[[TableModel], None] | None = None,
@@ -173,6 +175,9 @@ def find_outliers(
     sample_rows : int, default 200,000
         Larger tables are fitted on a uniform sample of this many rows.
     batch_rows : int, default 65,536
+    engine : {"local", "ray"}, default "local"
+        Where rows are scored: here, or by Ray Data (extra ``scale``) on the cluster that RAY_ADDRESS names, else on
+        this machine. The result is the same, bit for bit.
     on_progress : callable (rows done, rows in all or None), optional
     on_fitted : callable (TableModel), optional
         Receives the model before scoring, to keep or save it.
@@ -186,8 +191,13 @@ def find_outliers(
     DataError
         If the source cannot be read or used, if ``label`` has another value than 0 and 1 or only one of them, or
         if ``out`` cannot be written or is the source itself. Nothing is then written.
+    MissingExtra
+        If ``engine="ray"`` and Ray Data is not installed.
     """
+    from skerry.data.engine import check_engine
     from skerry.data.tables import open_table
+
+    check_engine(engine)
 
     started = time.perf_counter()
     if model is not None and not isinstance(model, TableModel):
@@ -213,7 +223,7 @@ def find_outliers(
         on_fitted(model)
     with _named(table):
         scored = _score_stream(
-            model, table, label, implied, explain, top, writer, batch_rows, random_state, on_progress, notes
+            model, table, label, implied, explain, top, writer, batch_rows, engine, random_state, on_progress, notes
         )
     rule = model.detector_.threshold_rule_
     if isinstance(rule, Conformal) and reference is None and scored["n_flagged"] == 0:
@@ -264,6 +274,26 @@ def _fitting_sample(
     return frame, positions
 
 
+@dataclass(frozen=True)
+class _Scorer:
+    """What is done to each batch, wherever that is: scores, labels, and what is wrong with a label nobody asked for."""
+
+    model: TableModel
+    label: str | None
+    implied: bool
+
+    def __call__(self, start: int, frame: pl.DataFrame) -> tuple[NDArray[np.float64], NDArray | None, str]:
+        y, told = None, ""
+        if self.label is not None:
+            try:
+                y = read_labels(frame[self.label], self.label, start)
+            except DataError as error:
+                if not self.implied:  # nobody called y a label of outliers
+                    raise
+                told = str(error)
+        return self.model.anomaly_score(frame), y, told
+
+
 def _score_stream(
     model: TableModel,
     table: Table,
@@ -273,25 +303,24 @@ def _score_stream(
     top: int,
     writer: RowWriter | None,
     batch_rows: int,
+    engine: str,
     random_state: int | None,
     on_progress: Callable[[int, int | None], None] | None,
     notes: list[str],
 ) -> dict[str, Any]:
     """Two passes at most: scores and the decision, then the rows that the decision concerns."""
+    from skerry.data.engine import map_batches
+
     detector = model.detector_
     scores, labels = [], []
     done = 0
-    for frame in table.batches(batch_rows):
-        if label is not None:
-            try:
-                labels.append(read_labels(frame[label], label, done))
-            except DataError as error:
-                if not implied:  # nobody called y a label of outliers
-                    raise
-                notes.append(f"no metrics: {error}")
-                label = None
-        scores.append(model.anomaly_score(frame))
-        done += frame.height
+    for s, y, told in map_batches(table, _Scorer(model, label, implied), batch_rows, engine):
+        if told and label is not None:
+            notes.append(f"no metrics: {told}")
+            label = None
+        labels.append(y)
+        scores.append(s)
+        done += s.size
         if on_progress:
             on_progress(done, table.n_rows)
     if not scores:
