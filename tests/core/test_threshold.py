@@ -53,6 +53,14 @@ def test_auto_flags_few_of_a_clean_sample_and_all_of_a_far_cluster():
         assert (dirty > Auto().cutoff(dirty))[-500:].all()
 
 
+def test_auto_stays_within_reach_where_there_are_two_regimes():
+    rng = np.random.default_rng(0)
+    s = np.r_[rng.normal(0.0, 0.1, 700), rng.uniform(0.2, 2.0, 300)]  # a quiet and a busy half
+    q1, q3 = np.quantile(s, [0.25, 0.75])
+    assert q3 + 1.5 * np.exp(3 * medcouple(s)) * (q3 - q1) > s.max() + 1.5 * (q3 - q1)  # what the boxplot says
+    assert Auto().cutoff(s) == pytest.approx(s.max() + (q3 - q1))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_medcouple_equals_the_brute_force_one(seed):
     x = np.random.default_rng(seed).gamma(2, size=151)

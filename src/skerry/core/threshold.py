@@ -99,8 +99,9 @@ class Threshold:
 class Auto(Threshold):
     """The adjusted boxplot's upper fence, the default.
 
-    ``Q3 + 1.5 exp(3 MC) IQR`` with the medcouple MC, or ``exp(4 MC)`` where MC < 0. Where a quarter or more of
-    the scores are equal (IQR 0), the fence is the 99 % quantile.
+    ``Q3 + 1.5 exp(3 MC) IQR`` with the medcouple MC, or ``exp(4 MC)`` where MC < 0, but at most one IQR above the
+    largest score: two regimes, which the medcouple reads as skewness, would put it where no score can come.
+    Where a quarter or more of the scores are equal (IQR 0), the fence is the 99 % quantile.
 
     Examples
     --------
@@ -117,7 +118,7 @@ class Auto(Threshold):
         if iqr <= 0:
             return float(np.quantile(s, 0.99))
         mc = medcouple(s)
-        return float(q3 + 1.5 * math.exp((3.0 if mc >= 0 else 4.0) * mc) * iqr)
+        return float(min(q3 + 1.5 * math.exp((3.0 if mc >= 0 else 4.0) * mc) * iqr, s.max() + iqr))
 
     def __str__(self) -> str:
         return "auto"
