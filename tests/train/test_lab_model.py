@@ -8,7 +8,7 @@ pytest.importorskip("torch", reason="needs the extra 'deep'")
 
 import torch
 
-from skerry.core.errors import ParameterError
+from skerry.core.errors import DataError, ParameterError
 from skerry.train.lab_model import ATTENTIONS, FEED_FORWARDS, NORMS, SmallGPT, SmallViT
 from skerry.train.nn import absorb_embedding_projection
 from skerry.train.optim import parameter_roles
@@ -103,3 +103,8 @@ def test_unknown_parts_are_named(wrong):
         SmallGPT(20, **wrong)
     with pytest.raises(ParameterError, match="patches"):
         SmallViT(10, image_size=30, patch_size=4)
+
+
+def test_sequences_that_are_too_long_are_refused():
+    with pytest.raises(DataError, match="positions for 12"):
+        gpt()(torch.zeros(1, 13, dtype=torch.long))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, silu
 
-from skerry.core.errors import ParameterError, nearest
+from skerry.core.errors import DataError, ParameterError, nearest
 from skerry.train.nn import (
     ClippedSoftmax,
     DyT,
@@ -206,6 +206,8 @@ class SmallGPT(_Small):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits (B, T, vocabulary) of int64 tokens (B, T), T at most ``seq_len``."""
+        if tokens.shape[1] > self.seq_len:
+            raise DataError(f"sequences of {tokens.shape[1]} tokens: this model has positions for {self.seq_len}")
         x = self.embedding(tokens) + self.position.weight[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)
