@@ -5,13 +5,15 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from skerry.core.series_findings import ScoredSeries, SeriesEvent, SeriesFindings
+from skerry.core.series_findings import ScoredSeries, SeriesEvent, SeriesFindings, Similarity
 from skerry.detect.series.pipeline import find_events
+from skerry.detect.series.themis import Themis
 from skerry.report.series_html import LEVELS, render_series_report, write_series_report
 from skerry.report.series_svg import envelope
 
@@ -110,3 +112,65 @@ def test_a_browser_draws_the_page(found, tmp_path):
         capture_output=True, timeout=120, check=True,
     )  # fmt: skip
     assert picture.stat().st_size > 10_000
+
+
+def _page_of(events, channels=("a", "b & c", "d")):
+    rng = np.random.default_rng(0)
+    scored = ScoredSeries(
+        "s",
+        ["a", "z"],
+        rng.normal(size=(300, len(channels))),
+        list(channels),
+        rng.random(300),
+        rng.random(300) > 2,
+        0.9,
+    )
+    return render_series_report(SeriesFindings("x", 300, "Themis", "auto", 1.0, len(events), events, [scored]))
+
+
+def test_every_event_tells_the_share_of_each_channel():
+    blames = [{"a": 0.7, "b & c": 0.296, "d": 0.004}, {"a": 0.0, "b & c": 1.0, "d": 0.0}]
+    events = [SeriesEvent("s", 10 * k, 10 * k + 3, "f", "l", "p", k, 1.0, 0.1, (), b) for k, b in enumerate(blames)]
+    page = _page_of(events)
+    lists = re.findall(r'<ul class="shares">(.*?)</ul>', page, re.DOTALL)
+    assert len(lists) == 2
+    assert re.findall(r"<b>(\d+) %</b>", lists[0]) == ["70", "30"]
+    assert re.findall(r"<span title=\"(.*?)\">", lists[1]) == ["b &amp; c"]
+    wide = SeriesEvent("s", 1, 2, "f", "l", "p", 1, 1.0, 0.1, (), {f"c{j}": 0.05 for j in range(20)})
+    page = _page_of([wide], [f"c{j}" for j in range(20)])
+    assert "and 12 more channels" in page
+    alone = SeriesEvent("s", 1, 2, "f", "l", "p", 1, 1.0, 0.1, (), {"a": 1.0})
+    assert '<ul class="shares">' not in _page_of([alone], ["a"])
+
+
+def test_events_lead_to_their_place_in_the_chart():
+    page = _page_of([SeriesEvent("s", 40, 52, "f", "l", "p", 45, 1.0, 0.1, (), {"a": 1.0})])
+    assert 'id="chart0"' in page
+    assert 'href="#chart0" data-from="40" data-to="52"' in page
+
+
+def test_the_similarity_of_themis_is_drawn_where_it_is_given():
+    x = np.sin(np.arange(300) / 6)
+    x[200:210] += 2.0
+    detector = Themis(window=100).fit(x)
+    start, S = detector.similarity(x, at=204)
+    look = Similarity("<i>pump</i>", start, "from", "to", S)
+    event = SeriesEvent("s", 200, 210, "f", "l", "p", 204, 1.0, 0.1, ("why",), {"a": 1.0}, look)
+    page = _page_of([event])
+    assert '<svg class="heat"' in page
+    assert "&lt;i&gt;pump&lt;/i&gt;" in page
+    assert "<i>pump" not in page
+    ET.fromstring(re.search(r'<svg class="heat".*?</svg>', page, re.DOTALL).group())
+    assert 'class="heat"' not in _page_of([SeriesEvent("s", 200, 210, "f", "l", "p", 204, 1.0, 0.1)])
+    assert "similarity" not in SeriesFindings("x", 1, "Themis", "auto", 1.0, 1, [event], []).to_json()
+
+
+def test_both_reports_share_their_style():
+    import skerry
+    from skerry.report.html import render_report
+
+    rows = render_report(skerry.find_outliers(pl.DataFrame({"a": [1.0, 2.0, 3.0, 90.0]}), detector="ecod"))
+    events = _page_of([])
+    shared = (Path(skerry.__file__).parent / "report" / "templates" / "style.css").read_text().strip()
+    assert shared in rows
+    assert shared in events

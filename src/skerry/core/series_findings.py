@@ -13,7 +13,29 @@ from skerry.core.report_result import ReportResult, as_plain, finite_or_none, jo
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["ScoredSeries", "SeriesEvent", "SeriesFindings"]
+__all__ = ["ScoredSeries", "SeriesEvent", "SeriesFindings", "Similarity"]
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How much the moments around an event resemble each other, for a picture.
+
+    Attributes
+    ----------
+    channel : str
+    start : int
+        Step of the series that the first row stands for.
+    first, last : str
+        Stamps of the first and the last row.
+    values : ndarray of shape (L, L)
+        In [0, 1].
+    """
+
+    channel: str
+    start: int
+    first: str
+    last: str
+    values: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -37,6 +59,8 @@ class SeriesEvent:
         The channels to blame, in their own names and units; most important first.
     blame : dict of str to float
         Share of each channel in the score of the highest step.
+    similarity : Similarity, optional
+        Where the detector compares moments with each other.
     """
 
     series: str
@@ -50,6 +74,7 @@ class SeriesEvent:
     p_value: float
     reasons: tuple[str, ...] = ()
     blame: dict[str, float] = field(default_factory=dict)
+    similarity: Similarity | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass
@@ -127,7 +152,7 @@ class SeriesFindings(ReportResult):
             "threshold_rule": self.threshold_rule,
             "seconds": round(self.seconds, 4),
             "n_events": self.n_events,
-            "events": [as_plain(e) for e in self.events],
+            "events": [as_plain(e, leave_out=("similarity",)) for e in self.events],
             "series": [
                 {
                     "name": s.name,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from skerry import __version__
-from skerry.core.files import atomic_write
 from skerry.core.findings import Findings
 from skerry.report import svg
+from skerry.report.page import render_page, write_page
 
 __all__ = ["render_report", "write_report"]
 
@@ -16,24 +15,15 @@ MAX_COLUMNS = 200  # rows of the "what was read" table; wider tables are cut, an
 
 def render_report(findings: Findings) -> str:
     """Return the page as a string; every value from the data is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("skerry.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     points = findings.map_points
     why = {f.row: "; ".join(f.reasons) for f in findings.flagged}
     titles = [
         f"row {r}, score {s:.4g}" + (f": {why[r]}" if why.get(r) else "")
         for r, s in zip(points.get("row", []), points.get("score", []), strict=True)
     ]
-    return environment.get_template("findings.html").render(
+    return render_page(
+        "findings.html",
         f=findings,
-        version=__version__,
         histogram=svg.histogram(findings.score_sample, findings.threshold),
         map=svg.scatter(points["x"], points["y"], points["outlier"], titles) if points else "",
         bars=svg.bars(findings.importance),
@@ -51,7 +41,4 @@ def write_report(findings: Findings, path: str | Path) -> Path:
     DataError
         If the file cannot be written.
     """
-    path = Path(path)
-    with atomic_write(path) as file:
-        file.write(render_report(findings).encode())
-    return path
+    return write_page(path, render_report(findings))

@@ -9,30 +9,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skerry import __version__
-from skerry.core.files import atomic_write
 from skerry.core.series_findings import ScoredSeries, SeriesEvent, SeriesFindings
 from skerry.report import svg
+from skerry.report.heat_map import heat_map
+from skerry.report.page import render_page, write_page
 from skerry.report.series_svg import PANEL, WIDTH, close_up, envelope, overview
 
 __all__ = ["render_series_report", "write_series_report"]
 
 MAX_SERIES, MAX_CHANNELS, MAX_EVENTS, MAX_BANDS = 20, 6, 10, 400
+MAX_SHARES, LEAST_SHARE = 8, 0.005  # channels in the blame of an event, and the share from which one is told
 ZOOM_VALUES = 180_000  # numbers embedded for zooming, over all charts
 LEVELS = 4_095  # values are rounded to this many levels of their chart
 
 
 def render_series_report(findings: SeriesFindings) -> str:
     """Return the page as a string; every value from the data is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("skerry.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     ranked = list(dict.fromkeys([e.series for e in findings.events] + [s.name for s in findings.series]))
     by_name = {s.name: s for s in findings.series}
     drawn = [by_name[name] for name in ranked[:MAX_SERIES]]
@@ -56,11 +48,13 @@ def render_series_report(findings: SeriesFindings) -> str:
         series = by_name[event.series]
         order = [series.channels.index(c) for c in sorted(event.blame, key=lambda c: -event.blame[c])] or [0]
         keep = [j for j in order if event.blame.get(series.channels[j], 1.0) >= 0.1][:3] or order[:1]
-        close.append({"event": event, "svg": close_up(series, event, keep)})
-    return environment.get_template("series.html").render(
+        close.append({"event": event, "svg": close_up(series, event, keep), "heat": _heat(event)})
+    return render_page(
+        "series.html",
         f=findings,
-        version=__version__,
         charts=charts,
+        shares=[_shares(e) for e in findings.events],
+        place={name: i for i, name in enumerate(ranked[:MAX_SERIES])},
         close=close,
         more_series=max(0, len(findings.series) - len(drawn)),
         bars=svg.bars(_blame(findings.events)) if any(len(s.channels) > 1 for s in findings.series) else "",
@@ -79,10 +73,7 @@ def write_series_report(findings: SeriesFindings, path: str | Path) -> Path:
     DataError
         If the file cannot be written.
     """
-    path = Path(path)
-    with atomic_write(path) as file:
-        file.write(render_series_report(findings).encode())
-    return path
+    return write_page(path, render_series_report(findings))
 
 
 def _blame(events: list[SeriesEvent]) -> dict[str, float]:
@@ -92,6 +83,21 @@ def _blame(events: list[SeriesEvent]) -> dict[str, float]:
         for name, share in event.blame.items():
             total[name] = total.get(name, 0.0) + share / len(events)
     return dict(sorted(total.items(), key=lambda pair: -pair[1]))
+
+
+def _shares(event: SeriesEvent) -> tuple[list[tuple[str, float]], int]:
+    """Return the most blamed channels with their shares, and how many more there are; nothing of a single channel."""
+    ranked = sorted(((c, v) for c, v in event.blame.items() if v >= LEAST_SHARE), key=lambda pair: -pair[1])
+    if len(event.blame) < 2:
+        return [], 0
+    return ranked[:MAX_SHARES], max(0, len(ranked) - MAX_SHARES)
+
+
+def _heat(event: SeriesEvent) -> str:
+    look = event.similarity
+    if look is None:
+        return ""
+    return heat_map(look.values, look.start, (event.start, event.stop), look.first, look.last)
 
 
 def _channels(series: ScoredSeries, events: list[SeriesEvent]) -> list[int]:
