@@ -22,6 +22,7 @@ from skerry.core.files import atomic_write
 __all__ = ["STUDIES", "compare", "plain", "run_study", "to_markdown"]
 
 STUDIES: dict[str, str] = {
+    "alarms": "false alarms of the thresholds of series and streams, beside what they promise",
     "apre-mss": "autoencoder losses and mean-shift scoring on labelled tables",
     "autood": "searching for a detector: AutoOD beside random search",
     "beta-rank": "pruning filters after imbalanced training: Beta-Rank beside seven criteria",
@@ -40,6 +41,7 @@ STUDIES: dict[str, str] = {
     "svdquant": "a low-rank branch beside smoothing at 4 bits",
     "robust-high-dimensional": "screening, nonconvex regression and mixed models",
     "root-optimizer": "ROOT beside Muon and AdamW: exactness, cost, heavy-tailed gradients",
+    "series": "every series detector beside those of PyOD, aeon and stumpy",
     "tabular": "accuracy of the default and of every detector beside PyOD",
     "tabular-apart": "accuracy on tables that had no part in the choice of the default",
     "tabular-stream": "tables larger than memory, beside the bare time of reading them",
