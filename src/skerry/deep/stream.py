@@ -18,6 +18,7 @@ from skerry.core.errors import ModelError
 __all__ = ["attention_layers", "call", "first_tensor", "stream_blocks", "stream_norms", "watch_attention"]
 
 _NORM = re.compile(r"(Norm|DyT)\d*d?$")
+_FUSED = ("c_attn", "qkv")  # query, key and value in one layer
 _QUERY_KEY = re.compile(r"(^|\.)(q|k|query|key)_(norm|layernorm|layer_norm|ln)$")
 
 
@@ -47,7 +48,7 @@ def stream_norms(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the attention modules: those with a value projection as a direct child."""
+    """Return the attention modules: those with a value (or a fused query-key-value) projection as a direct child."""
     return {name: m for name, m in model.named_modules() if _value_projection(m) is not None}
 
 
@@ -57,7 +58,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 def _value_projection(module: nn.Module) -> nn.Module | None:
     children = dict(module.named_children())
-    return next((children[n] for n in ("v_proj", "value", "v") if n in children), None)
+    return next((children[n] for n in ("v_proj", "value", "v", *_FUSED) if n in children), None)
 
 
 def call(model: nn.Module, batch: Any) -> Any:
@@ -80,8 +81,8 @@ def watch_attention(model: nn.Module, see: Callable[[str, Tensor, Tensor | None]
     """
     handles, explicit, values, weights = [], [], {}, {}
 
-    def keep(store: dict[str, Tensor], name: str) -> Callable:
-        return lambda module, inputs, output: store.__setitem__(name, output)
+    def keep(store: dict[str, Tensor], name: str, fused: bool = False) -> Callable:
+        return lambda module, inputs, output: store.__setitem__(name, output.chunk(3, -1)[2] if fused else output)
 
     def done(name: str) -> Callable:
         def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
@@ -99,7 +100,8 @@ def watch_attention(model: nn.Module, see: Callable[[str, Tensor, Tensor | None]
     if setter is not None and before not in (None, "eager"):
         setter("eager")
     for name, module in attention_layers(model).items():
-        handles.append(_value_projection(module).register_forward_hook(keep(values, name)))
+        fused = any(hasattr(module, n) for n in _FUSED)
+        handles.append(_value_projection(module).register_forward_hook(keep(values, name, fused)))
         if hasattr(module, "explicit") and isinstance(getattr(module, "softmax", None), nn.Module):
             explicit.append((module, module.explicit))
             module.explicit = True
