@@ -43,6 +43,23 @@ def test_hostile_values(data, dtype, large):
     np.testing.assert_allclose(kth_reference_distance(X, R, k), naive(X, R, k), rtol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["random", "ties", "sorted", "all equal", "misleading"])
+@pytest.mark.parametrize("k", [1, 26, 128, 129, 512])
+def test_many_references(kind, k):
+    """Enough of them that a sample bounds the search; in the last kind it says nothing about the rest."""
+    rng = np.random.default_rng(0)
+    X, R = rng.normal(size=(40, 3)), rng.normal(size=(512, 3))
+    if kind == "ties":
+        X, R = X.round(), R.round()
+    elif kind == "sorted":
+        R = R[np.argsort(R[:, 0])]
+    elif kind == "all equal":
+        R[:] = 1.0
+    elif kind == "misleading":
+        R[::8] *= 1e-6
+    np.testing.assert_allclose(kth_reference_distance(X, R, k), naive(X, R, k), rtol=1e-12)
+
+
 def test_strided_tables_are_their_copies():
     wide = np.random.default_rng(0).normal(size=(120, 6))
     X, R = wide[::2, ::-2], wide[1::3, ::-2]

@@ -10,8 +10,10 @@ import math
 
 import numpy as np
 from numba import prange
+from numpy.typing import NDArray
 
 from skerry.kernels.compiled import njit
+from skerry.kernels.threads import threads_for
 
 __all__ = ["attribute_isolation", "grow_balls", "isolation"]
 
@@ -48,13 +50,7 @@ def _transpose(X, start, size, columns):
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def grow_balls(centres):
-    """Return (radii, terms), each (t, m) float64, of ``centres`` (t, m, d) float64.
-
-    A radius is the distance to the nearest other centre of the same sample; a term is
-    ``1 - radius of that centre / own radius``. A ball without reach (copies, a sample of one row) or with one that
-    overflows has term 0.
-    """
+def _grow_balls(centres):
     t, m, d = centres.shape
     radii, terms = np.zeros((t, m)), np.zeros((t, m))
     for s in prange(t):
@@ -107,8 +103,7 @@ def _by_size(radii):
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def isolation(X, centres, radii, terms):
-    """Return the mean isolation of the rows of ``X`` (n, d) float64 over the samples, (n,) float64."""
+def _isolation(X, centres, radii, terms):
     n, d = X.shape
     t, m = radii.shape
     order, reach = _by_size(radii)
@@ -135,11 +130,7 @@ def isolation(X, centres, radii, terms):
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def attribute_isolation(X, centres, radii, terms):
-    """Return the parts (n, d) of :func:`isolation`, split by squared difference to the ball's centre.
-
-    A row that no ball covers is compared with the nearest centre; a row on its centre is split evenly.
-    """
+def _attribute_isolation(X, centres, radii, terms):
     n, d = X.shape
     t, m = radii.shape
     order, reach = _by_size(radii)
@@ -176,3 +167,33 @@ def attribute_isolation(X, centres, radii, terms):
                 for j in range(d):
                     out[start + i, j] += value * parts[j] / total
     return out
+
+
+def _plain(X: NDArray) -> NDArray[np.float64]:
+    return np.ascontiguousarray(X, dtype=np.float64)
+
+
+def grow_balls(centres: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return radii and terms, each of shape (t, m), of ``centres`` (t, m, d).
+
+    A radius is the distance to the nearest other centre of the same sample; a term is
+    ``1 - radius of that centre / own radius``. A ball without reach (copies, a sample of one row) or with one that
+    overflows has term 0.
+    """
+    with threads_for(centres.size * centres.shape[1]):
+        return _grow_balls(_plain(centres))
+
+
+def isolation(X: NDArray, centres: NDArray, radii: NDArray, terms: NDArray) -> NDArray[np.float64]:
+    """Return the mean isolation of the rows of ``X`` (n, d) over the samples, shape (n,)."""
+    with threads_for(len(X) * centres.size / 4):  # four squares a step
+        return _isolation(_plain(X), _plain(centres), radii, terms)
+
+
+def attribute_isolation(X: NDArray, centres: NDArray, radii: NDArray, terms: NDArray) -> NDArray[np.float64]:
+    """Return the parts (n, d) of :func:`isolation`, split by squared difference to the ball's centre.
+
+    A row that no ball covers is compared with the nearest centre; a row on its centre is split evenly.
+    """
+    with threads_for(len(X) * centres.size / 4):
+        return _attribute_isolation(_plain(X), _plain(centres), radii, terms)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from numba import prange
+from numpy.typing import NDArray
 
 from skerry.kernels.compiled import njit
+from skerry.kernels.threads import threads_for
 
 __all__ = ["column_range", "count_bins", "look_up", "look_up_terms"]
 
@@ -13,8 +15,7 @@ N_PARTS = 16  # a fixed number, so that memory and results do not depend on the 
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def column_range(X):
-    """Return (minima, maxima) of the columns of ``X`` (n, d), each (d,) float64."""
+def _column_range(X):
     n, d = X.shape
     lows, highs = np.full((N_PARTS, d), np.inf), np.full((N_PARTS, d), -np.inf)
     for part in prange(N_PARTS):
@@ -33,11 +34,7 @@ def column_range(X):
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def count_bins(X, low, per_unit, n_bins):
-    """Return counts (d, max(n_bins)) int64; a value falls in bin ``(x - low) * per_unit``, clipped.
-
-    ``low``, ``per_unit`` float64 (d,), ``n_bins`` int64 (d,).
-    """
+def _count_bins(X, low, per_unit, n_bins):
     n, d = X.shape
     counts = np.zeros((N_PARTS, d, n_bins.max()), dtype=np.int64)
     last = n_bins - 1.0
@@ -60,11 +57,7 @@ def _term(v, j, low, high, per_unit, n_bins, terms, empty):
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def look_up(X, low, high, per_unit, n_bins, terms, empty):
-    """Return the sum over columns of the term of each value's bin, (n,) float64.
-
-    Outside [low, high] the term is ``empty + log(1 + distance in bins)``.
-    """
+def _look_up(X, low, high, per_unit, n_bins, terms, empty):
     n, d = X.shape
     out = np.empty(n)
     for i in prange(n):
@@ -76,11 +69,44 @@ def look_up(X, low, high, per_unit, n_bins, terms, empty):
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def look_up_terms(X, low, high, per_unit, n_bins, terms, empty):
-    """Return the terms that :func:`look_up` sums, (n, d) float64."""
+def _look_up_terms(X, low, high, per_unit, n_bins, terms, empty):
     n, d = X.shape
     out = np.empty((n, d))
     for i in prange(n):
         for j in range(d):
             out[i, j] = _term(np.float64(X[i, j]), j, low, high, per_unit, n_bins, terms, empty)
     return out
+
+
+def column_range(X: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return minima and maxima of the columns of ``X`` (n, d), each of shape (d,)."""
+    with threads_for(X.size):
+        return _column_range(np.ascontiguousarray(X))
+
+
+def count_bins(X: NDArray, low: NDArray, per_unit: NDArray, n_bins: NDArray) -> NDArray[np.int64]:
+    """Return counts (d, max(n_bins)); a value of ``X`` (n, d) falls in bin ``(x - low) * per_unit``, clipped.
+
+    ``low`` and ``per_unit`` are float64 of shape (d,), ``n_bins`` int64 of shape (d,).
+    """
+    with threads_for(2 * X.size):
+        return _count_bins(np.ascontiguousarray(X), low, per_unit, n_bins)
+
+
+def look_up(
+    X: NDArray, low: NDArray, high: NDArray, per_unit: NDArray, n_bins: NDArray, terms: NDArray, empty: NDArray
+) -> NDArray[np.float64]:
+    """Return the sum over columns of the term of each value's bin, shape (n,).
+
+    Outside [low, high] the term is ``empty + log(1 + distance in bins)``.
+    """
+    with threads_for(2 * X.size):
+        return _look_up(np.ascontiguousarray(X), low, high, per_unit, n_bins, terms, empty)
+
+
+def look_up_terms(
+    X: NDArray, low: NDArray, high: NDArray, per_unit: NDArray, n_bins: NDArray, terms: NDArray, empty: NDArray
+) -> NDArray[np.float64]:
+    """Return the terms that :func:`look_up` sums, shape (n, d)."""
+    with threads_for(2 * X.size):
+        return _look_up_terms(np.ascontiguousarray(X), low, high, per_unit, n_bins, terms, empty)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 from numba import prange
+from numpy.typing import NDArray
 
 from skerry.kernels.compiled import njit
+from skerry.kernels.threads import threads_for
 
 __all__ = ["project", "projection_counts", "projection_range", "projection_scores"]
 
@@ -36,11 +38,7 @@ def _along(block, columns, weights, p, z):
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def project(X, columns, weights):
-    """Return (n, k) float64: ``sum_j weights[p, j] * X[i, columns[p, j]]``.
-
-    ``X`` (n, d), ``columns`` int64 and ``weights`` float64 (k, m).
-    """
+def _project(X, columns, weights):
     n, d = X.shape
     k = columns.shape[0]
     out = np.empty((n, k))
@@ -66,8 +64,7 @@ def _extremes(z, size):
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def projection_range(X, columns, weights):
-    """Return the least and the largest projection on each direction, each (k,) float64."""
+def _projection_range(X, columns, weights):
     n, d = X.shape
     k = columns.shape[0]
     lows, highs = np.full((N_PARTS, k), np.inf), np.full((N_PARTS, k), -np.inf)
@@ -97,8 +94,7 @@ def _bins(z, low, per_unit, last, out):
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def projection_counts(X, columns, weights, low, per_unit, n_bins):
-    """Return counts (k, max(n_bins)) int64; a projection falls in bin ``(z - low) * per_unit``, clipped."""
+def _projection_counts(X, columns, weights, low, per_unit, n_bins):
     n, d = X.shape
     k, most = columns.shape[0], n_bins.max()
     counts = np.zeros((N_PARTS, k * most), dtype=np.int64)
@@ -118,11 +114,7 @@ def projection_counts(X, columns, weights, low, per_unit, n_bins):
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def projection_scores(X, columns, weights, low, high, per_unit, n_bins, terms, empty):
-    """Return the sum over directions of the term of each projection's bin, (n,) float64.
-
-    Outside [low, high] the term is ``empty + log(1 + distance in bins)``.
-    """
+def _projection_scores(X, columns, weights, low, high, per_unit, n_bins, terms, empty):
     n, d = X.shape
     k, most = terms.shape
     flat = terms.reshape(k * most)
@@ -150,3 +142,42 @@ def projection_scores(X, columns, weights, low, high, per_unit, n_bins, terms, e
         for i in range(size):
             out[start + i] = total[i]
     return out
+
+
+def project(X: NDArray, columns: NDArray, weights: NDArray) -> NDArray[np.float64]:
+    """Return ``sum_j weights[p, j] * X[i, columns[p, j]]``, shape (n, k).
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+    columns : ndarray of shape (k, m), int64
+    weights : ndarray of shape (k, m), float64
+    """
+    with threads_for(len(X) * weights.size):
+        return _project(np.ascontiguousarray(X), columns, weights)
+
+
+def projection_range(X: NDArray, columns: NDArray, weights: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the least and the largest projection on each direction, each of shape (k,)."""
+    with threads_for(len(X) * weights.size):
+        return _projection_range(np.ascontiguousarray(X), columns, weights)
+
+
+def projection_counts(
+    X: NDArray, columns: NDArray, weights: NDArray, low: NDArray, per_unit: NDArray, n_bins: NDArray
+) -> NDArray[np.int64]:
+    """Return counts (k, max(n_bins)); a projection falls in bin ``(z - low) * per_unit``, clipped."""
+    with threads_for(len(X) * weights.size):
+        return _projection_counts(np.ascontiguousarray(X), columns, weights, low, per_unit, n_bins)
+
+
+def projection_scores(
+    X: NDArray, columns: NDArray, weights: NDArray, low: NDArray, high: NDArray, per_unit: NDArray,
+    n_bins: NDArray, terms: NDArray, empty: NDArray,
+) -> NDArray[np.float64]:  # fmt: skip
+    """Return the sum over directions of the term of each projection's bin, shape (n,).
+
+    Outside [low, high] the term is ``empty + log(1 + distance in bins)``.
+    """
+    with threads_for(len(X) * weights.size):
+        return _projection_scores(np.ascontiguousarray(X), columns, weights, low, high, per_unit, n_bins, terms, empty)

@@ -17,21 +17,70 @@ from skerry.kernels.threads import threads_for
 
 __all__ = ["kth_reference_distance"]
 
+BLOCK = 128  # rows that share their work space
+GROUP = 8  # distances of which the least stands for all
+
+
+@njit(cache=True, nogil=True)
+def _by_rank(values, size, k):
+    """Return the k-th smallest of a few values by counting those under each: quadratic, but without a guess to miss."""
+    for a in range(size):
+        below, up_to = 0, 0
+        for b in range(size):
+            below += values[b] < values[a]
+            up_to += values[b] <= values[a]
+        if below < k <= up_to:
+            return values[a]
+    return np.nan
+
+
+@njit(cache=True, nogil=True)
+def _kth(squared, k, least, kept):
+    """Return the k-th smallest of ``squared``; ``least`` and ``kept`` are work space.
+
+    The k-th smallest of the minima of groups is an upper bound of it, under which few others lie.
+    """
+    m, groups = squared.size, squared.size // GROUP
+    if 2 * k > groups:
+        return kth_smallest(squared, m, k)
+    least[:groups] = squared[:groups]
+    for t in range(1, GROUP):
+        for q in range(groups):
+            v = squared[t * groups + q]
+            least[q] = v if v < least[q] else least[q]
+    bound = _by_rank(least, groups, k)
+    found = 0
+    for r in range(m):
+        kept[found] = squared[r]
+        found += np.int64(squared[r] <= bound)
+    return _by_rank(kept, found, k)
+
 
 @njit(cache=True, parallel=True, nogil=True)
 def _kth_distance(X, transposed, k):
     n, d = X.shape
     m = transposed.shape[1]
     out = np.empty(n)
-    for i in prange(n):
-        squared = np.zeros(m)
-        for j in range(d):
-            x = X[i, j]
-            column = transposed[j]
-            for r in range(m):
-                difference = x - column[r]
-                squared[r] += difference * difference
-        out[i] = np.sqrt(kth_smallest(squared, m, k))
+    whole = d - d % 4
+    for block in prange((n + BLOCK - 1) // BLOCK):
+        squared, least, kept = np.empty(m), np.empty(m), np.empty(m + 1)
+        for i in range(block * BLOCK, min(n, (block + 1) * BLOCK)):
+            squared[:] = 0.0
+            for j in range(0, whole, 4):
+                x0, x1, x2, x3 = X[i, j], X[i, j + 1], X[i, j + 2], X[i, j + 3]
+                c0, c1, c2, c3 = transposed[j], transposed[j + 1], transposed[j + 2], transposed[j + 3]
+                for r in range(m):
+                    g0, g1, g2, g3 = x0 - c0[r], x1 - c1[r], x2 - c2[r], x3 - c3[r]
+                    total = squared[r] + g0 * g0
+                    total += g1 * g1
+                    total += g2 * g2
+                    squared[r] = total + g3 * g3
+            for j in range(whole, d):
+                x, column = X[i, j], transposed[j]
+                for r in range(m):
+                    gap = x - column[r]
+                    squared[r] += gap * gap
+            out[i] = np.sqrt(_kth(squared, k, least, kept))
     return out
 
 

@@ -16,6 +16,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from skerry.kernels.compiled import njit
+from skerry.kernels.threads import threads_for
 
 __all__ = ["RANK_STEP", "TailTable", "explain_tails", "fit_tails", "score_tails", "tail_terms"]
 
@@ -235,12 +236,14 @@ def score_tails(X: NDArray, table: TailTable, use_right: NDArray[np.bool_], rule
     -------
     ndarray of shape (n,), float64
     """
-    return _score(X, use_right, np.int64(rule), *table.arrays())
+    with threads_for(8 * X.size):
+        return _score(np.ascontiguousarray(X), use_right, np.int64(rule), *table.arrays())
 
 
 def tail_terms(X: NDArray, table: TailTable) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return ``-log P(X <= z)`` and ``-log P(X >= z)`` of every value, each of shape (n, d), float64."""
-    return _all_terms(X, *table.arrays())
+    with threads_for(8 * X.size):
+        return _all_terms(np.ascontiguousarray(X), *table.arrays())
 
 
 def explain_tails(X: NDArray, table: TailTable, use_right: NDArray[np.bool_], rule: int) -> NDArray[np.float64]:

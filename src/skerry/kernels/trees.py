@@ -12,8 +12,10 @@ import math
 
 import numpy as np
 from numba import prange
+from numpy.typing import NDArray
 
 from skerry.kernels.compiled import njit
+from skerry.kernels.threads import threads_for
 
 __all__ = ["attribute_paths", "average_path_length", "grow_trees", "path_lengths"]
 
@@ -127,21 +129,7 @@ def _grow(sample, depth, seed, feature, threshold, leaf, mean):
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def grow_trees(X, rows, depth, seeds):
-    """Grow one tree per row of ``rows`` (indices of its sample).
-
-    Parameters
-    ----------
-    X : (n, d) float64
-    rows : (T, psi) int64
-    depth : int
-    seeds : (T,) uint64
-
-    Returns
-    -------
-    feature (T, 2^depth - 1) int32, threshold (same) float64, leaf (T, 2^depth) float32 path lengths,
-    mean (T, 2^(depth + 1) - 1) float64 mean path length under each node
-    """
+def _grow_all(X, rows, depth, seeds):
     n_trees = rows.shape[0]
     inner = 2**depth - 1
     feature = np.zeros((n_trees, inner), dtype=np.int32)
@@ -157,12 +145,7 @@ def grow_trees(X, rows, depth, seeds):
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def path_lengths(X, feature, threshold, leaf, depth):
-    """Return the mean path length of each row of ``X`` (n, d) float64, shape (n,) float64.
-
-    A block of rows lies transposed in the first-level cache and goes down a tree level by level, so that no row
-    waits for its own last step. Unsigned indices spare the test for negative ones.
-    """
+def _path_lengths(X, feature, threshold, leaf, depth):
     n, d = X.shape
     n_trees, inner = feature.shape
     out = np.empty(n)
@@ -192,21 +175,82 @@ def path_lengths(X, feature, threshold, leaf, depth):
 
 
 @njit(cache=True, parallel=True, nogil=True)
-def attribute_paths(X, feature, threshold, mean, depth):
+def _attribute_paths(X, feature, threshold, mean, depth):
+    n, d = X.shape
+    n_trees, inner = feature.shape
+    out = np.empty((n, d))
+    at = feature.astype(np.uint64) * np.uint64(BLOCK)
+    gain = np.zeros(mean.shape)  # of arriving at a node
+    for t in range(n_trees):
+        for k in range(1, mean.shape[1]):
+            gain[t, k] = (mean[t, (k - 1) // 2] - mean[t, k]) / n_trees
+    one, two = np.uint64(1), np.uint64(2)
+    for block in prange((n + BLOCK - 1) // BLOCK):
+        start = block * BLOCK
+        m = min(BLOCK, n - start)
+        columns, parts = np.zeros(d * BLOCK), np.zeros(d * BLOCK)
+        for i in range(m):
+            for j in range(d):
+                columns[j * BLOCK + i] = X[start + i, j]
+        node = np.zeros(BLOCK, dtype=np.uint64)
+        for t in range(n_trees):
+            f, c, g = at[t], threshold[t], gain[t]
+            node[:] = 0
+            for _ in range(depth):
+                for i in range(BLOCK):
+                    k = node[i]
+                    place = f[k] + np.uint64(i)
+                    child = two * k + one + np.uint64(columns[place] > c[k])
+                    parts[place] += g[child]
+                    node[i] = child
+        for i in range(m):
+            for j in range(d):
+                out[start + i, j] = parts[j * BLOCK + i]
+    return out
+
+
+def _rows(X: NDArray) -> NDArray[np.float64]:
+    return np.ascontiguousarray(X, dtype=np.float64)
+
+
+def grow_trees(X: NDArray, rows: NDArray, depth: int, seeds: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Grow one tree per row of ``rows`` (indices of its sample).
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+    rows : ndarray of shape (T, psi), int64
+    depth : int
+    seeds : ndarray of shape (T,), uint64
+
+    Returns
+    -------
+    feature : ndarray of shape (T, 2^depth - 1), int32
+    threshold : ndarray of the same shape, float64
+    leaf : ndarray of shape (T, 2^depth), float32
+        Path lengths.
+    mean : ndarray of shape (T, 2^(depth + 1) - 1), float64
+        Mean path length under each node.
+    """
+    with threads_for(2 * rows.size * depth):
+        return _grow_all(_rows(X), rows, depth, seeds)
+
+
+def path_lengths(X: NDArray, feature: NDArray, threshold: NDArray, leaf: NDArray, depth: int) -> NDArray[np.float64]:
+    """Return the mean path length of each row of ``X`` (n, d), shape (n,).
+
+    A block of rows lies transposed in the first-level cache and goes down a tree level by level, so that no row
+    waits for its own last step. Unsigned indices spare the test for negative ones.
+    """
+    with threads_for(len(X) * len(feature) * depth):
+        return _path_lengths(_rows(X), feature, threshold, leaf, depth)
+
+
+def attribute_paths(X: NDArray, feature: NDArray, threshold: NDArray, mean: NDArray, depth: int) -> NDArray[np.float64]:
     """Return by how much the splits on each feature shortened the mean path, shape (n, d).
 
     A step from a node to its child changes the expected path length; the change belongs to the split's feature.
     A row sums to the mean over trees of (expected path at the root - path of the row).
     """
-    n, d = X.shape
-    n_trees = feature.shape[0]
-    out = np.zeros((n, d))
-    for i in prange(n):
-        for t in range(n_trees):
-            node = 0
-            for _ in range(depth):
-                f = feature[t, node]
-                child = 2 * node + 1 + (X[i, f] > threshold[t, node])
-                out[i, f] += (mean[t, node] - mean[t, child]) / n_trees
-                node = child
-    return out
+    with threads_for(len(X) * len(feature) * depth):
+        return _attribute_paths(_rows(X), feature, threshold, mean, depth)

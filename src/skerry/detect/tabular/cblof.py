@@ -6,6 +6,7 @@ Rows are clustered by k-means; small clusters count as outlying, and their rows 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from numbers import Integral, Real
 
 import numpy as np
@@ -20,7 +21,7 @@ from skerry.kernels.neighbours import distinct_rows
 
 __all__ = ["CBLOF"]
 
-BLOCK = 65_536  # rows scored at once
+BLOCK_VALUES = 1 << 15  # values compared at once: they stay in the second-level cache
 
 
 class CBLOF(Detector):
@@ -91,26 +92,32 @@ class CBLOF(Detector):
         drop = np.r_[self.sizes_[:-1] >= self.beta * self.sizes_[1:], True]
         self.n_large_ = int(np.argmax(share | drop)) + 1
 
-    def _compare(self, X: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-        """Squared differences to the centre compared with, their root sum, and the size of the own cluster."""
-        X = X.astype(np.float64)
-        squares = np.empty((X.shape[0], self.sizes_.size))
-        for c, centre in enumerate(self.centers_):
-            squares[:, c] = ((X - centre) ** 2).sum(axis=1)
-        own = squares.argmin(axis=1)
-        target = np.where(own < self.n_large_, own, squares[:, : self.n_large_].argmin(axis=1))
-        parts = (X - self.centers_[target]) ** 2
-        return parts, np.sqrt(parts.sum(axis=1)), self.sizes_[own]
+    def _compared(self, X: NDArray) -> Iterator[tuple[slice, NDArray, NDArray, NDArray]]:
+        """Yield rows, squared differences to the centre compared with, their root sum, and the own cluster's size."""
+        step = max(1, BLOCK_VALUES // X.shape[1])
+        for at in range(0, X.shape[0], step):
+            rows = slice(at, at + step)
+            block = X[rows].astype(np.float64)
+            squares = np.empty((self.sizes_.size, block.shape[0]))
+            for c, centre in enumerate(self.centers_):
+                gap = block - centre
+                np.einsum("ij,ij->i", gap, gap, out=squares[c])
+            own = squares.argmin(axis=0)
+            target = np.where(own < self.n_large_, own, squares[: self.n_large_].argmin(axis=0))
+            parts = (block - self.centers_[target]) ** 2
+            yield rows, parts, np.sqrt(parts.sum(axis=1)), self.sizes_[own]
 
     def _score(self, X: NDArray) -> NDArray[np.float64]:
         out = np.empty(X.shape[0])
-        for at in range(0, X.shape[0], BLOCK):
-            _, distance, size = self._compare(X[at : at + BLOCK])
-            out[at : at + BLOCK] = distance * size if self.use_weights else distance
+        for rows, _, distance, size in self._compared(X):
+            out[rows] = distance * size if self.use_weights else distance
         return out
 
     def _explain(self, X: NDArray) -> NDArray[np.float64]:
         """Split the distance by squared coordinate difference to the centre; rows sum to the score."""
-        parts, distance, size = self._compare(X)
-        out = parts / np.where(distance > 0.0, distance, 1.0)[:, None]
-        return out * size[:, None] if self.use_weights else out
+        out = np.empty(X.shape)
+        for rows, parts, distance, size in self._compared(X):
+            out[rows] = parts / np.where(distance > 0.0, distance, 1.0)[:, None]
+            if self.use_weights:
+                out[rows] *= size[:, None]
+        return out

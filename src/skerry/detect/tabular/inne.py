@@ -91,9 +91,7 @@ class INNE(Detector):
         self.radii_, self.terms_ = grow_balls(self.centres_)
 
     def _score(self, X: NDArray) -> NDArray[np.float64]:
-        X = np.ascontiguousarray(X, dtype=np.float64)
         return isolation(X, self.centres_, self.radii_, self.terms_)
 
     def _explain(self, X: NDArray) -> NDArray[np.float64]:
-        X = np.ascontiguousarray(X, dtype=np.float64)
         return attribute_isolation(X, self.centres_, self.radii_, self.terms_)

@@ -15,7 +15,6 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.random import sample_without_replacement
 
 from skerry.core.detector import Detector
-from skerry.kernels.threads import threads_for
 from skerry.kernels.trees import attribute_paths, average_path_length, grow_trees, path_lengths
 
 __all__ = ["IsolationForest"]
@@ -82,23 +81,17 @@ class IsolationForest(Detector):
         for t in range(self.n_estimators):
             rows[t] = sample_without_replacement(n, self.max_samples_, random_state=rng)
         seeds = rng.randint(0, 2**32, size=self.n_estimators, dtype=np.uint64)
-        X = np.ascontiguousarray(X, dtype=np.float64)
-        with threads_for(2 * rows.size * self.depth_):
-            self.feature_, self.cut_, self.leaf_, self.mean_ = grow_trees(X, rows, self.depth_, seeds)
+        self.feature_, self.cut_, self.leaf_, self.mean_ = grow_trees(X, rows, self.depth_, seeds)
 
     def _unit(self) -> float:
         return max(average_path_length(self.max_samples_), 1e-12)
 
     def _score(self, X: NDArray) -> NDArray[np.float64]:
-        X = np.ascontiguousarray(X, dtype=np.float64)
-        with threads_for(len(X) * self.n_estimators * self.depth_):
-            depth = path_lengths(X, self.feature_, self.cut_, self.leaf_, self.depth_)
+        depth = path_lengths(X, self.feature_, self.cut_, self.leaf_, self.depth_)
         return np.exp2(-depth / self._unit())
 
     def _explain(self, X: NDArray) -> NDArray[np.float64]:
-        X = np.ascontiguousarray(X, dtype=np.float64)
-        with threads_for(len(X) * self.n_estimators * self.depth_):
-            parts = attribute_paths(X, self.feature_, self.cut_, self.mean_, self.depth_)
+        parts = attribute_paths(X, self.feature_, self.cut_, self.mean_, self.depth_)
         saved = parts.sum(axis=1)
         root = float(self.mean_[:, 0].mean())
         gain = np.exp2(-(root - saved) / self._unit()) - np.exp2(-root / self._unit())
