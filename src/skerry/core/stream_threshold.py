@@ -30,6 +30,8 @@ from skerry.core.threshold import Conformal, ExtremeValue
 
 __all__ = ["DSPOT", "SPOT", "AdaptiveConformal", "BlockConformal", "StreamThreshold", "block_conformal_p_value"]
 
+PRIOR_PEAKS = 50  # of an exponential tail: what the shape is drawn to as long as peaks are few
+WAKE = 64  # scores after a flag that belong to it: a detector that looks back still sees the anomaly
 SLACK = 3.0  # deviations of a Poisson count by which ordinary flags may outnumber those expected
 
 
@@ -127,16 +129,19 @@ class SPOT(StreamThreshold):
     Notes
     -----
     The cut is ``t + (sigma / xi) ((risk n / n_peaks)^-xi - 1)`` (eq. 1 of the paper), fitted as in
-    :class:`~skerry.core.threshold.ExtremeValue`: after ``fit(s)`` the two agree. Two rules are ours:
+    :class:`~skerry.core.threshold.ExtremeValue` but for the shape ``xi``, which is multiplied by
+    ``k / (k + 50)`` with ``k`` peaks: a few of them say little about a tail, and a far quantile of a shape guessed too
+    heavy is beyond every anomaly. Further rules are ours:
 
     * The paper learns from no flagged score. That cuts the tail short, the cut sinks, and the share of flags among
-      ordinary scores settles at five to six times ``risk`` (measured on five laws). So of a run of flags the first
-      is learned too, as if it lay at the cut, while no more than ``m = risk n`` have been: as many as ordinary scores
-      would give. Flags beyond those expected, up to ``m + 3 sqrt(m) + 3``, lower the risk that the cut is set for, by
-      ``(1 + m) / (1 + flags)``: a first cut that is too low by chance recovers. From 500 scores on, at risk 2e-4, the
-      share of flags is 1.1 to 1.7 times ``risk`` on four laws, 3 times in the worst of 24 streams (without the
-      correction 1.5 to 2.3, and 5). Six far outliers within 300 steps double or triple the height of the cut over
-      ``peak_level_``; no number of them raises it at will.
+      ordinary scores settles at five to six times ``risk`` (measured on five laws). So the first of the flags within
+      64 steps is learned too, as if it lay at the cut, while no more than ``m = risk n`` have been: as many as
+      ordinary scores would give. First flags beyond those expected, up to ``m + 3 sqrt(m) + 3``, lower the risk that
+      the cut is set for, by ``(1 + m) / (1 + flags)``: a first cut that is too low by chance recovers. From 250 or
+      1,000 scores on, at risk 2e-4, the share of flags is then 0.8 to 1.9 times ``risk`` on four laws. No number of
+      outliers raises the cut at will.
+    * The 64 scores after such a first flag teach nothing while flags are that few: detectors that look back still
+      see the anomaly.
     * So that a lasting change of level does not alarm for ever, the rule starts anew from the latest ``warmup``
       scores once more than half of them were flagged.
 
@@ -187,6 +192,7 @@ class SPOT(StreamThreshold):
         self.threshold_ = self.cut_ = self.peak_level_ = math.inf
         self.n_scores_, self.n_peaks_ = 0, 0
         self.n_learned_flags_ = self.n_first_flags_ = 0.0
+        self.n_since_first_ = WAKE
         self.peaks_ = np.zeros(0)
         self.recent_ = np.zeros(self.warmup)
         self.recent_flags_ = np.zeros(self.warmup, dtype=bool)
@@ -222,17 +228,22 @@ class SPOT(StreamThreshold):
         self.threshold_ = self.cut_
 
     def _learn_tail(self, score: float, flag: bool) -> None:
+        expected = self.risk * self.n_scores_
+        self.n_since_first_ += 1
+        plausible = self.n_first_flags_ < expected + SLACK * (math.sqrt(expected) + 1.0)
         if flag:
-            if self.recent_flags_[(self.n_recent_ - 2) % self.warmup]:
-                return  # not the first of its run
-            expected = self.risk * self.n_scores_
-            if self.n_first_flags_ < expected + SLACK * (math.sqrt(expected) + 1.0):
+            if self.n_since_first_ <= WAKE:
+                return
+            self.n_since_first_ = 0
+            if plausible:
                 self.n_first_flags_ += 1
                 self._set_cut(self.cut_)
             if self.n_learned_flags_ >= expected:
                 return
             self.n_learned_flags_ += 1
             score = min(score, self.cut_)
+        elif self.n_since_first_ <= WAKE and plausible:
+            return
         self.n_scores_ += 1
         if score > self.peak_level_:
             if self.peaks_.size < self.max_peaks:
@@ -246,7 +257,7 @@ class SPOT(StreamThreshold):
 def _pareto_excess(peaks: NDArray[np.float64], ratio: float) -> float:
     """Return the excess that a share ``ratio`` of the peaks goes beyond, NaN where they have no spread.
 
-    A generalised Pareto law by probability-weighted moments, its shape held in [-0.5, 0.9].
+    A generalised Pareto law by probability-weighted moments, its shape held in [-0.5, 0.9] and drawn to 0.
     """
     y = np.sort(peaks)
     b0 = float(y.mean()) if y.size > 1 else 0.0
@@ -256,6 +267,7 @@ def _pareto_excess(peaks: NDArray[np.float64], ratio: float) -> float:
         return 0.0
     b1 = float(np.mean(np.arange(y.size - 1, -1, -1) / (y.size - 1) * y))
     xi = min(max(2.0 - b0 / (b0 - 2.0 * b1), -0.5), 0.9) if b0 > 2.0 * b1 else 0.9
+    xi *= y.size / (y.size + PRIOR_PEAKS)
     sigma = b0 * (1.0 - xi)
     return sigma * (-math.log(ratio) if abs(xi) < 1e-9 else (ratio**-xi - 1.0) / xi)
 

@@ -87,3 +87,15 @@ def test_one_point_and_wrong_input(tmp_path):
     (tmp_path / "bad").write_bytes(b"PK")
     with pytest.raises(ModelError):
         LiveDetector.load(tmp_path / "bad")
+
+
+def test_an_event_does_not_hide_the_next_one():
+    x = np.sin(np.arange(700) / 5) + 0.02 * np.random.default_rng(0).normal(size=700)
+    x[300:304] += 3.0
+    x[500:502] += 0.5
+    follower = LiveDetector(warmup=120)
+    follower.feed(x[:299])
+    before = follower.threshold_.threshold_
+    told = follower.feed(x[299:])
+    assert follower.threshold_.threshold_ < 2 * before
+    assert any(498 <= float(e.start) <= 502 for e in told if e.kind == "alarm")
