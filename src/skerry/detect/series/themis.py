@@ -19,7 +19,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 
-from skerry.core.errors import ParameterError
+from skerry.core.errors import MissingExtra, ParameterError
 from skerry.core.series_detector import SeriesDetector, interpolated
 from skerry.detect.series.convolutional_bank import ConvolutionalBank
 from skerry.detect.series.self_similarity import mean_similarity, similarity_matrix, spectral_residual, trimmed_top
@@ -36,7 +36,8 @@ class Themis(SeriesDetector):
     Parameters
     ----------
     encoder : str or path, default "convolutional"
-        The built-in bank of fixed convolutions, or the folder of a Chronos-T5 or Chronos-Bolt model.
+        The built-in bank of fixed convolutions, the folder of a Chronos-T5 or Chronos-Bolt model, or a file of
+        :mod:`skerry.deep.pretrain_series` (its name ends in ``.safetensors``).
     scorer : {"spectral", "mean", "top", "lof", "ensemble"}, default "spectral"
         What a row of the similarity matrix tells: the length outside of the leading eigenvectors; 1 - its mean; 1 -
         the mean of its largest tenth; the local outlier factor of the rows; the mean rank of the first three.
@@ -45,7 +46,7 @@ class Themis(SeriesDetector):
     window, stride : int, default 512 and None
         Steps of a window and between windows; None takes half a window. The last window is aligned to the end.
     center : bool or "auto", default "auto"
-        Subtract the mean embedding of the window; "auto" does so for Chronos.
+        Subtract the mean embedding of the window; "auto" does so for transformers.
     band : int, optional
         Similarities of moments further apart do not count.
     exclude : int, default 0
@@ -73,13 +74,13 @@ class Themis(SeriesDetector):
 
     Notes
     -----
-    A missing value is embedded as missing by Chronos and interpolated for the bank, and its score is interpolated
+    A missing value is embedded as missing by a transformer and interpolated for the bank, and its score is interpolated
     from its neighbours. Offline. Per window of L steps: the similarities cost L^2 d, the eigenvectors L^3.
 
     Raises
     ------
     ModelError
-        From ``fit``, if the folder is not one of a Chronos model.
+        From ``fit``, if the folder is not one of a Chronos model, or the file not one of a trained encoder.
 
     Examples
     --------
@@ -160,6 +161,12 @@ class Themis(SeriesDetector):
     def _open(self) -> None:
         if str(self.encoder) == "convolutional":
             self._encoder: Any = ConvolutionalBank(seed=self.seed_)
+        elif Path(self.encoder).suffix == ".safetensors":
+            try:
+                from skerry.deep.series_encoder import SeriesEncoder
+            except ImportError as error:
+                raise MissingExtra(error.name or "torch", "deep") from None
+            self._encoder = SeriesEncoder(self.encoder)
         else:
             from skerry.deep.chronos import ChronosEncoder
 
