@@ -171,25 +171,61 @@ def test_the_kept_part_has_the_size_asked_for(make_layer, init):
     assert int((columns.sparse.dense() != 0).any(0).sum()) == round(0.05 * 48)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("structured", [False, True])
-def test_neither_kind_of_step_raises_the_error(make_layer, structured):
+def test_neither_kind_of_step_raises_the_error(make_layer, structured, scaled):
     layer = make_layer(16, 48, outliers=8)
-    part = OutlierPart.of(layer.W, 0.05, structured, 1.0, "float32")
-    part.measure(layer.gram)
-    scale, zero = part.grid_without(ROW, layer.W)
     order = column_order(layer.gram, True)
-    state = CoordinateDescent((layer.W - part.dense).float(), layer.gram, order, ROW, scale, zero, "layer")
-    state.start(ROW.codes((layer.W - part.dense).float(), scale, zero))
+    part = OutlierPart.of(layer.W[:, order], 0.05, structured, dtype="float32", scaled=scaled)
+    part.measure(layer.gram[order][:, order])
+    kept = part.dense[:, torch.argsort(order)]
+    scale, zero = part.grid_without(ROW, layer.W, kept)
+    rest = (layer.W - kept).float()
+    state = CoordinateDescent(rest, layer.gram, order, ROW, scale, zero, "layer")
+    state.start(ROW.codes(rest, scale, zero))
     error = state.error()
     for _ in range(6):
-        state.move_target(part.improve(state.descent_direction()[:, state.back])[:, state.order])
+        part.improve(state)
         stepped = state.error()
         assert stepped <= error * (1 + 1e-9)
-        V = ROW.values(state.found(), scale, zero).double() + part.dense
+        V = ROW.values(state.found(), scale, zero).double() + part.dense[:, state.back]
         assert stepped == pytest.approx(layer.error(V), rel=1e-5)
         state.sweep()
         error = state.error()
         assert error <= stepped * (1 + 1e-9)
+
+
+def test_what_the_grid_takes_over_changes_nothing(make_layer):
+    layer = make_layer(16, 48, outliers=8)
+    order = column_order(layer.gram, True)
+    part = OutlierPart.of(layer.W[:, order], 0.05, False)
+    part.measure(layer.gram[order][:, order])
+    kept = part.dense[:, torch.argsort(order)]
+    scale, zero = part.grid_without(ROW, layer.W, kept)
+    state = CoordinateDescent((layer.W - kept).float(), layer.gram, order, ROW, scale, zero, "layer")
+    state.start(ROW.codes((layer.W - kept).float(), scale, zero))
+    before, total = state.error(), state.value + part.dense
+    left = state.take_over(part.dense)
+    assert state.error() == pytest.approx(before, rel=1e-6)
+    torch.testing.assert_close(state.value + left, total)
+    assert left.abs().sum() < part.dense.abs().sum()
+    assert torch.equal(left != 0, (part.dense != 0) & (left != 0))
+    on_grid = ROW.values(state.found(), scale, zero)[:, order].double()
+    torch.testing.assert_close(state.value, on_grid)
+
+
+def test_measuring_by_activity_lowers_the_error(make_layer):
+    better = 0
+    for seed in range(6):
+        layer = make_layer(32, 64, seed=seed)
+        layer.gram[:, :4] *= 10
+        layer.gram[:4] *= 10
+        plain, scaled = (
+            QuantEase(sweeps=20, outliers=0.03, scaled=s).solve(layer.W, layer.statistics, ROW).objective
+            for s in (False, True)
+        )
+        better += scaled < plain
+    assert better >= 5
 
 
 def test_trimmed_ranges_drop_the_tails():

@@ -112,6 +112,22 @@ class CoordinateDescent:
             kernel.spread_changes(self.residual.numpy(), (-change).numpy(), self.coupling.numpy(), 0, 0)
         self.active[:] = True
 
+    def take_over(self, kept: Tensor) -> Tensor:
+        """Let the grid take what it can of weights kept beside it (out, in); return what is left of them.
+
+        The sum of both, and so the error, stays as it is.
+        """
+        at = kept != 0.0
+        total = self.value + kept
+        whole = torch.where(at, total, 0.0)[:, self.back].float()
+        codes = self.grid.codes(whole, self.scale, self.zero)
+        values = self.grid.values(codes, self.scale, self.zero)[:, self.order].double()
+        left = torch.where(at, total - values, 0.0)
+        self.codes = torch.where(at, codes[:, self.order], self.codes)
+        self.value = torch.where(at, values, self.value)
+        self.target += kept - left
+        return left
+
     def error(self) -> float:
         """Return the layer's error ``tr((T - V) G (T - V)^T)``."""
         arrays = (self.target.numpy(), self.value.numpy(), self.residual.numpy(), self.diagonal.numpy())

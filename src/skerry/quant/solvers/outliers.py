@@ -9,13 +9,14 @@ from torch import Tensor
 
 from skerry.quant.numerics import AffineGrid
 from skerry.quant.parts import SparseColumns, SparseEntries
+from skerry.quant.solvers.coordinate_descent import CoordinateDescent
 
 __all__ = ["OutlierPart", "largest_eigenvalue", "sparse_entries", "trimmed_grid"]
 
 
 @dataclass
 class OutlierPart:
-    """The sparse matrix H, changed by :meth:`improve`.
+    """The sparse matrix H, columns in working order, changed by :meth:`improve`.
 
     Attributes
     ----------
@@ -27,8 +28,14 @@ class OutlierPart:
     share, step : float
     dtype : str
         Of the stored values.
+    scaled : bool
+        Measure entries by the activity of their column.
+    power : Tensor of shape (in,), float64
+        That activity: the diagonal of the Gram matrix, or ones.
     rate : float
-        Length of a step along ``(T - V) G``: ``step / largest eigenvalue of G``.
+        Least length of a step: ``step`` over the largest eigenvalue of G (of G with unit diagonal, if ``scaled``).
+    length : float
+        Length tried now: from 1 downwards if ``scaled``.
     """
 
     dense: Tensor
@@ -37,48 +44,73 @@ class OutlierPart:
     share: float
     step: float
     dtype: str
+    scaled: bool
+    power: Tensor
     rate: float = 0.0
+    length: float = 0.0
 
     @classmethod
-    def of(cls, W: Tensor, share: float, structured: bool, step: float, dtype: str) -> OutlierPart | None:
+    def of(
+        cls, W: Tensor, share: float, structured: bool, step: float = 1.0, dtype: str = "float16", scaled: bool = True
+    ) -> OutlierPart | None:
         """Return the largest weights (columns) of ``W``; None if the share comes to none."""
         count = round(share * (W.shape[1] if structured else W.numel()))
         if not count:
             return None
-        part = cls(torch.zeros_like(W, dtype=torch.float64), count, structured, share, step, dtype)
+        ones = torch.ones(W.shape[1], dtype=torch.float64)
+        part = cls(torch.zeros_like(W, dtype=torch.float64), count, structured, share, step, dtype, scaled, ones)
         part.dense = part.largest(W.double())
         return part
 
     def measure(self, gram: Tensor) -> None:
-        """Set the length of the steps for this Gram matrix."""
+        """Set the length of the steps, and what an entry weighs, for this Gram matrix."""
+        if self.scaled:
+            self.power = gram.diagonal().clamp(min=0.0).clone()
+            root = torch.where(self.power > 0.0, self.power.rsqrt(), 0.0)
+            gram = gram * torch.outer(root, root)
         self.rate = self.step / largest_eigenvalue(gram)
+        self.length = 1.0 if self.scaled else self.rate
 
     def largest(self, A: Tensor) -> Tensor:
         """Return ``A`` with all but the largest entries (columns of largest norm) set to 0."""
         kept = torch.zeros_like(A)
         if self.structured:
-            at = torch.topk(A.square().sum(0), self.count).indices
+            at = torch.topk(A.square().sum(0) * self.power, self.count).indices
             kept[:, at] = A[:, at]
         else:
-            at = torch.topk(A.abs().flatten(), self.count, sorted=False).indices
+            at = torch.topk((A.abs() * self.power.sqrt()).flatten(), self.count, sorted=False).indices
             kept.view(-1)[at] = A.flatten()[at]
         return kept
 
-    def improve(self, direction: Tensor) -> Tensor:
-        """Step along ``direction`` (half the negative gradient), project, and return the change of the target."""
-        improved = self.largest(self.dense + self.rate * direction)
-        change = self.dense - improved
-        self.dense = improved
-        return change
+    def improve(self, state: CoordinateDescent) -> None:
+        """Move the kept weights, and which they are, to lower the error of ``state``; columns in working order.
 
-    def grid_without(self, grid: AffineGrid, W: Tensor) -> tuple[Tensor, Tensor | None]:
+        Of every kept weight the grid takes what it can, so that all are measured by what they add to it; then comes a
+        step along the negative gradient and the projection, both in the metric ``power``. The step is halved until the
+        error does not rise, which is certain at ``rate``.
+        """
+        if state.settled:
+            self.dense = state.take_over(self.dense)
+        inverse = torch.where(self.power > 0.0, 1.0 / self.power, 0.0)
+        before, kept, direction = state.error(), self.dense, state.descent_direction() * inverse
+        while True:
+            improved = self.largest(kept + self.length * direction)
+            state.move_target(kept - improved)
+            if self.length <= self.rate or state.error() <= before:
+                self.dense = improved
+                return
+            state.move_target(improved - kept)
+            self.length = max(self.length / 2.0, self.rate)
+
+    def grid_without(self, grid: AffineGrid, W: Tensor, kept: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the grid of ranges that leave the outliers out: kept weights set aside, then tails trimmed.
 
+        ``W`` and ``kept`` (out, in) have their columns in the original order.
         The published code trims tails only: in a group of few weights that trims none, whatever is kept.
         """
         if self.structured:
-            return grid.fit(W * (self.dense == 0.0).any(0))
-        return trimmed_grid(W * (self.dense == 0.0), grid, self.share)
+            return grid.fit(W * (kept == 0.0).any(0))
+        return trimmed_grid(W * (kept == 0.0), grid, self.share)
 
     def stored(self, kept: Tensor) -> SparseEntries | SparseColumns:
         """Return ``kept`` as it is saved."""

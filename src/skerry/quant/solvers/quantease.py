@@ -59,6 +59,9 @@ class QuantEase:
         Keep whole columns.
     step : float, default 1
         Length of the gradient step on the kept weights in units of 1 / L; up to 1 it cannot raise the error.
+    scaled : bool, default True
+        Step and choose kept weights in the metric of the Gram matrix's diagonal, where steps are longer and weights of
+        active inputs count more; False is the paper's plain step and largest entries.
     outlier_dtype : {"float16", "bfloat16", "float32"}, default "float16"
         How kept weights are stored.
 
@@ -92,6 +95,7 @@ class QuantEase:
     outliers: float = 0.0
     structured: bool = False
     step: float = 1.0
+    scaled: bool = True
     outlier_dtype: str = "float16"
 
     needs: ClassVar[frozenset[str]] = frozenset({"gram"})
@@ -132,13 +136,16 @@ class QuantEase:
             return finished(W, grid, grid.codes(W, scale, zero), scale, zero, gram, info)
         live = W * (gram.diagonal() > 0.0) if self.init == "gptq" else W
         order = column_order(gram, self.act_order)
-        part = OutlierPart.of(live, self.outliers, self.structured, self.step, self.outlier_dtype)
+        part = OutlierPart.of(
+            live[:, order], self.outliers, self.structured, self.step, self.outlier_dtype, self.scaled
+        )
         if part is None:
             state = self._started(live, gram, order, grid, None, name, info)
             return self._descend(state, info)
-        part.measure(gram)
-        ranges = part.grid_without(grid, live)
-        state = self._started((live - part.dense).float(), gram, order, grid, ranges, name, info)
+        part.measure(gram[order][:, order])
+        kept = part.dense[:, torch.argsort(order)]
+        ranges = part.grid_without(grid, live, kept)
+        state = self._started((live - kept).float(), gram, order, grid, ranges, name, info)
         return self._descend_with(part, state, live, info)
 
     def _started(
@@ -201,9 +208,9 @@ class QuantEase:
                 if trace[-1] < best or codes is None:
                     best, codes, kept = trace[-1], state.codes.clone(), part.dense
             if sweep < self.sweeps - 1:
-                state.move_target(part.improve(state.descent_direction()[:, state.back])[:, state.order])
+                part.improve(state)
         # what is stored: the kept weights in their dtype, and the grid settled once more around them
-        extra = part.stored(kept)
+        extra = part.stored(kept[:, state.back])
         dense = torch.zeros_like(W) if extra is None else extra.dense()
         state.target = (W.double() - dense.double())[:, state.order].contiguous()
         state.start(state.found(codes))

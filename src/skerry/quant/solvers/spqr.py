@@ -131,14 +131,11 @@ class SpQR:
                 state = (target.numpy(), live.numpy(), error.numpy(), codes.numpy(), extra.numpy(), own)
                 settings = (factor.power.numpy(), limit, size, self.scale_rows, start, low, high, floor)
                 spqr_block(*state, *settings, self.scale_bits, 11 if dtype == torch.float16 else 8, *levels)
-        weight = TwoLevel(
-            grid.bits,
-            size,
-            codes,
-            self._level(*levels[:4]),
-            self._level(*levels[4:]),
-            order.to(torch.int32) if self.act_order else None,
-        )
+        moved = self.act_order and size < inputs
+        if not moved:  # one grid a row: the codes can stand in their places
+            codes = codes[:, torch.argsort(order)].contiguous()
+        scale, zero = self._level(*levels[:4]), self._level(*levels[4:])
+        weight = TwoLevel(grid.bits, size, codes, scale, zero, order.to(torch.int32) if moved else None)
         kept = torch.empty_like(extra)
         kept[:, order] = extra
         sparse = sparse_entries(kept, str(dtype).removeprefix("torch."))
