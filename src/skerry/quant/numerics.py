@@ -224,10 +224,10 @@ class IntTensor:
         return {"kind": self.kind, "shape": list(self.shape), "grid": asdict(self.grid)}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what safetensors must keep: ``packed`` uint8, ``scale``, and ``zero`` int8 where there is one."""
+        """Return what safetensors must keep: ``packed`` uint8, ``scale``, and packed ``zero`` where there is one."""
         found = {"packed": pack_bits(self.codes, self.grid.bits), "scale": self.scale.contiguous()}
         if self.zero is not None:
-            found["zero"] = self.zero.to(torch.int8)
+            found["zero"] = pack_bits(self.zero.reshape(1, -1), self.grid.bits)
         return found
 
     @classmethod
@@ -235,8 +235,10 @@ class IntTensor:
         """Rebuild what :meth:`meta` and :meth:`tensors` described."""
         grid = AffineGrid(**meta["grid"])
         codes = unpack_bits(tensors["packed"], grid.bits, meta["shape"][1])
-        zero = tensors.get("zero")
-        return cls(grid, codes, tensors["scale"], None if zero is None else zero.to(torch.int32))
+        scale, zero = tensors["scale"], tensors.get("zero")
+        if zero is not None:
+            zero = unpack_bits(zero, grid.bits, scale.numel()).to(torch.int32).reshape(scale.shape)
+        return cls(grid, codes, scale, zero)
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:

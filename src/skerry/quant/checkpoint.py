@@ -1,0 +1,230 @@
+"""Save a quantized model so that others load it, and load it back.
+
+``compressed-tensors`` is the layout that transformers and serving engines read, for integer, FP8 and FP4 weights
+without extra parts. ``skerry-v1`` holds everything: ``skerry.json`` maps each layer to its parts, the tensors lie in
+safetensors shards. ``dense`` means plain 16- or 32-bit weights that any program loads. Whatever was written is read
+back and compared before the folder appears.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skerry.core.errors import ModelError, ParameterError
+from skerry.core.files import atomic_write
+from skerry.quant import checkpoint_compressed as compressed
+from skerry.quant.checkpoint_files import ShardReader, ShardWriter, new_folder, read_json
+from skerry.quant.checkpoint_load import MAP, float_keys, load, read_part
+from skerry.quant.groups import ShiftedNorm
+from skerry.quant.linear import QuantizedLinear
+from skerry.quant.parts import SparseColumns, SparseEntries
+from skerry.quant.recipe import to_plain
+
+__all__ = ["LAYOUTS", "load", "save"]
+
+LAYOUTS = ("auto", "compressed-tensors", "skerry-v1", "dense")
+
+
+def save(model: nn.Module, folder: str | Path, *, layout: str = "auto", shard_bytes: int = 2**31) -> dict[str, Any]:
+    """Write a model with :class:`~skerry.quant.linear.QuantizedLinear` layers to a new folder.
+
+    Parameters
+    ----------
+    model : Module
+        Of transformers, or any other; the latter is loaded into a model of the same structure.
+    folder : path
+        New or empty.
+    layout : {"auto", "compressed-tensors", "skerry-v1", "dense"}, default "auto"
+        "auto" takes compressed-tensors if every layer can be written in it, else skerry-v1.
+    shard_bytes : int, default 2 GiB
+        Largest file; about twice as much memory is needed.
+
+    Returns
+    -------
+    dict
+        ``layout``, ``bytes`` of all tensors, ``layers`` (number of quantized ones), ``reason`` (why not
+        compressed-tensors, or None).
+
+    Raises
+    ------
+    ParameterError
+        For an unknown layout.
+    ModelError
+        If the layout asked for cannot hold the model, or what was read back differs; nothing is written then.
+    DataError
+        If the folder is in use, or the disk full; nothing is left behind.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from skerry.quant.api import quantize
+    >>> model = quantize(nn.Sequential(nn.Linear(32, 8)), "rtn", "w8a16")
+    >>> folder = Path(tempfile.mkdtemp()) / "out"
+    >>> save(model, folder)["layout"]
+    'skerry-v1'
+    >>> load(folder, nn.Sequential(nn.Linear(32, 8)))[0]
+    QuantizedLinear(32, 8, weight 8 bit, input float)
+    """
+    if layout not in LAYOUTS:
+        raise ParameterError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
+    if not layers:
+        raise ModelError("this model has no quantized layer; quantize it first")
+    reason = _not_compressed(model, layers)
+    if layout == "auto":
+        layout = "skerry-v1" if reason else "compressed-tensors"
+    if layout == "compressed-tensors" and reason:
+        raise ModelError(f"compressed-tensors cannot hold this model: {reason}; use layout='skerry-v1'")
+    if layout == "dense" and (reason := _not_dense(model, layers)):
+        raise ModelError(f"dense weights cannot hold this model: {reason}; use layout='skerry-v1'")
+    folder = Path(folder)
+    with new_folder(folder) as beside:
+        writer = ShardWriter(beside, shard_bytes)
+        _write_layers(writer, layers, layout)
+        for name, tensor in _float_state(model, layers):
+            writer.add(name, tensor)
+        writer.finish()
+        _write_texts(beside, model, layers, layout)
+        _check(beside, layers, layout)
+    return {"layout": layout, "bytes": writer.total, "layers": len(layers), "reason": reason}
+
+
+def _not_compressed(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> str | None:
+    config = getattr(model, "config", None)
+    if not hasattr(config, "to_json_string"):
+        return "it is no model of transformers"
+    for name, layer in layers.items():
+        if reason := compressed.why_not(layer.solved, layer.activation, layer.before):
+            return f"{name}: {reason}"
+    return _not_dense(model, layers)
+
+
+def _not_dense(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> str | None:
+    for name, layer in layers.items():
+        if layer.before:
+            return f"{name}: its input is transformed at run time"
+    config = getattr(model, "config", None)
+    if not hasattr(config, "to_json_string"):
+        return None
+    with torch.device("meta"):
+        known = set(type(model)(config).state_dict())
+    extra = [k for k in float_keys(model, layers) if k not in known]
+    extra += [f"{n}.bias" for n, m in layers.items() if m.bias is not None and f"{n}.bias" not in known]
+    return f"{extra[0]} is not part of the original architecture" if extra else None
+
+
+def _write_layers(writer: ShardWriter, layers: Mapping[str, QuantizedLinear], layout: str) -> None:
+    for name, layer in layers.items():
+        if layout == "dense":
+            tensors = {"weight": _dense(layer)}
+        elif layout == "compressed-tensors":
+            form = compressed.scheme_of(layer.solved, layer.activation)["format"]
+            tensors = compressed.layer_tensors(layer.solved.weight, form)
+        else:
+            tensors = _parts(layer)
+        for key, tensor in tensors.items():
+            writer.add(f"{name}.{key}", tensor)
+        if layer.bias is not None:
+            writer.add(f"{name}.bias", layer.bias)
+
+
+def _dense(layer: QuantizedLinear) -> Tensor:
+    total = layer.solved.dense()
+    return total if layer.bias is None else total.to(layer.bias.dtype)
+
+
+def _parts(layer: QuantizedLinear) -> dict[str, Tensor]:
+    found = {f"weight.{k}": t for k, t in layer.solved.weight.tensors().items()}
+    sparse, low_rank = layer.solved.sparse, layer.solved.low_rank
+    if isinstance(sparse, SparseEntries):
+        found |= {"sparse.rows": sparse.rows, "sparse.columns": sparse.columns, "sparse.values": sparse.values}
+    elif isinstance(sparse, SparseColumns):
+        found |= {"sparse.columns": sparse.columns, "sparse.values": sparse.values}
+    if low_rank is not None:
+        found |= {"low_rank.up": low_rank.up, "low_rank.down": low_rank.down}
+    for i, change in enumerate(layer.before):
+        found |= {f"before.{i}.{k}": t for k, t in change.tensors().items()}
+    return found
+
+
+def _float_state(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> Iterator[tuple[str, Tensor]]:
+    """Yield everything that is not quantized; of tied tensors the first."""
+    state, seen = model.state_dict(), set()
+    for key in float_keys(model, layers):
+        tensor = state[key]
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.numel() and place in seen:
+            continue
+        seen.add(place)
+        yield key, tensor
+
+
+def _write_texts(folder: Path, model: nn.Module, layers: Mapping[str, QuantizedLinear], layout: str) -> None:
+    config = getattr(model, "config", None)
+    if hasattr(config, "to_json_string"):
+        data = json.loads(config.to_json_string())
+        data["architectures"] = [type(model).__name__]
+        data.pop("quantization_config", None)
+        if layout == "compressed-tensors":
+            schemes = {n: compressed.scheme_of(m.solved, m.activation) for n, m in layers.items()}
+            ignore = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+            data["quantization_config"] = compressed.quantization_config(schemes, ignore)
+        _write_json(folder / "config.json", data)
+    if layout == "skerry-v1":
+        shifted = [n for n, m in model.named_modules() if isinstance(m, ShiftedNorm)]
+        data = {"format": "skerry-v1", "layers": {n: _describe(m) for n, m in layers.items()}, "shifted_norms": shifted}
+        _write_json(folder / MAP, data)
+
+
+def _write_json(path: Path, data: Any) -> None:
+    with atomic_write(path) as file:
+        file.write((json.dumps(data, indent=1) + "\n").encode())
+
+
+def _describe(layer: QuantizedLinear) -> dict[str, Any]:
+    sparse = layer.solved.sparse
+    return {
+        "weight": layer.solved.weight.meta(),
+        "sparse": None if sparse is None else sparse.kind,
+        "low_rank": layer.solved.low_rank is not None,
+        "before": [change.meta() for change in layer.before],
+        "activation": None if layer.activation is None else to_plain(layer.activation),
+        "bias": layer.bias is not None,
+    }
+
+
+def _check(folder: Path, layers: Mapping[str, QuantizedLinear], layout: str) -> None:
+    """Read every quantized layer back and compare it bit by bit."""
+    with ShardReader(folder) as reader:
+        if layout == "dense":
+            return
+        found = None
+        if layout == "compressed-tensors":
+            config = read_json(folder / "config.json")["quantization_config"]
+        else:
+            found = read_json(folder / MAP)["layers"]
+        for name, layer in layers.items():
+            weight = layer.solved.weight
+            if found is None:
+                back = compressed.read_layer(reader, name, config)[0].weight
+                form = compressed.scheme_of(layer.solved, layer.activation)["format"]
+                ours, theirs = (compressed.layer_tensors(w, form) for w in (weight, back))
+            else:
+                other = read_part(reader, name, found[name])
+                ours, theirs = _parts(layer), _parts(other)
+            for key, tensor in ours.items():
+                if not _same(tensor, theirs.get(key)):
+                    raise ModelError(f"{reader.file_of(f'{name}.{key}')}: {name}.{key} did not survive writing")
+
+
+def _same(a: Tensor, b: Tensor | None) -> bool:
+    if b is None or a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    a, b = (t.detach().cpu().reshape(-1).contiguous().view(torch.uint8) for t in (a, b))
+    return torch.equal(a, b)

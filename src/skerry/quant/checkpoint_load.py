@@ -1,0 +1,262 @@
+"""Load a quantized model from a folder of someone else; see :mod:`skerry.quant.checkpoint` for the layouts."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skerry.core.errors import MissingExtra, ModelError, SkerryError
+from skerry.quant import checkpoint_compressed as compressed
+from skerry.quant.checkpoint_files import ShardReader, read_json
+from skerry.quant.groups import ShiftedNorm
+from skerry.quant.linear import BlockRotation, InputAffine, QuantizedLinear
+from skerry.quant.parts import LowRank, QuantizedTensor, Solved, SparseColumns, SparseEntries
+from skerry.quant.recipe import from_plain
+
+__all__ = ["MAP", "float_keys", "load", "read_part"]
+
+MAP = "skerry.json"
+TENSORS: dict[str, tuple[str, str]] = {  # a kind in a checkpoint is looked up here and nowhere else
+    "column_scaled": ("skerry.quant.solvers.column_scaled", "ColumnScaled"),
+    "float": ("skerry.quant.parts", "FloatTensor"),
+    "float4": ("skerry.quant.formats.float4", "Float4Tensor"),
+    "float8": ("skerry.quant.formats.float8", "Float8Tensor"),
+    "int": ("skerry.quant.numerics", "IntTensor"),
+    "mixed_int8": ("skerry.quant.formats.mixed_decomposition", "MixedInt8Tensor"),
+    "outlier_victim": ("skerry.quant.formats.outlier_victim", "VictimTensor"),
+    "split": ("skerry.quant.formats.split", "SplitTensor"),
+    "tiled": ("skerry.quant.solvers.tiles", "Tiled"),
+    "twin_log": ("skerry.quant.formats.twin_log", "TwinLogTensor"),
+    "two_level": ("skerry.quant.solvers.two_level", "TwoLevel"),
+}
+INPUTS = {"affine": InputAffine, "rotation": BlockRotation}
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Read a model that :func:`save`, or another program in the compressed-tensors layout, wrote.
+
+    Parameters
+    ----------
+    folder : path
+    model : Module, optional
+        A float model of the same structure, whose linear layers are replaced in place. Needed unless the folder has
+        a ``config.json`` of a class of transformers.
+
+    Returns
+    -------
+    Module
+        In evaluation mode, without gradients; layers compute with their dequantized weights until kernels are set.
+
+    Raises
+    ------
+    DataError
+        If the folder is missing.
+    ModelError
+        For weights in pickles, damaged files, unknown kinds, a configuration that asks for code, tensors that do not
+        fit; the message names the file and the tensor.
+    """
+    folder = Path(folder)
+    with ShardReader(folder) as reader:
+        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        for key in ("auto_map", "trust_remote_code", "custom_pipelines"):
+            if config.get(key):
+                raise ModelError(
+                    f"{folder / 'config.json'}: asks to run code that comes with the model ({key!r}); refused"
+                )
+        if (folder / MAP).is_file():
+            layers, changed = _read_map(reader)
+        elif isinstance(config.get("quantization_config"), dict):
+            layers, changed = _read_compressed(reader, config["quantization_config"]), []
+        else:
+            raise ModelError(f"{folder}: holds no quantized model (neither {MAP} nor a quantization_config)")
+        if model is None:
+            model = _skeleton(folder, config)
+        _put(model, layers, changed, folder)
+        _fill(model, layers, reader)
+    return model.eval().requires_grad_(False)
+
+
+def float_keys(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> list[str]:
+    """Return the names of the model's tensors that belong to no quantized layer."""
+    prefixes = tuple(f"{n}." for n in layers)
+    return [k for k in model.state_dict() if not k.startswith(prefixes)]
+
+
+def _read_map(reader: ShardReader) -> tuple[dict[str, QuantizedLinear], list[str]]:
+    path = reader.folder / MAP
+    data = read_json(path)
+    if data.get("format") != "skerry-v1":
+        raise ModelError(f"{path}: format {data.get('format')!r} is unknown; this program reads 'skerry-v1'")
+    layers, shifted = data.get("layers"), data.get("shifted_norms", [])
+    if not isinstance(layers, dict) or not isinstance(shifted, list):
+        raise ModelError(f"{path}: has no 'layers'")
+    return {name: read_part(reader, name, entry) for name, entry in layers.items()}, [str(n) for n in shifted]
+
+
+def read_part(reader: ShardReader, name: str, entry: Mapping[str, Any]) -> QuantizedLinear:
+    """Return the layer ``name`` from its entry in the map, checked.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be read; the message names the folder and the layer.
+    """
+    path = reader.folder / MAP
+    try:
+        return _build(reader, name, entry)
+    except (TypeError, KeyError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        if isinstance(error, SkerryError) and str(reader.folder) in str(error):
+            raise
+        raise ModelError(f"{path}: the layer {name} cannot be read: {error}") from None
+
+
+def _build(reader: ShardReader, name: str, entry: Mapping[str, Any]) -> QuantizedLinear:
+    def under(prefix: str) -> dict[str, Tensor]:
+        start = f"{name}.{prefix}."
+        return {k[len(start) :]: reader.get(k) for k in reader.names() if k.startswith(start)}
+
+    meta = entry["weight"]
+    if meta.get("kind") not in TENSORS:
+        raise ModelError(f"{reader.folder / MAP}: {name} has weights of unknown kind {meta.get('kind')!r}")
+    module, kind = TENSORS[meta["kind"]]
+    weight: QuantizedTensor = getattr(importlib.import_module(module), kind).from_tensors(meta, under("weight"))
+    out, inputs = shape = tuple(meta["shape"])
+    if tuple(weight.shape) != shape or tuple(weight.dequantize().shape) != shape:
+        raise ModelError(f"{reader.file_of(f'{name}.weight.packed')}: {name} is not of the shape {shape} it promises")
+    sparse: SparseEntries | SparseColumns | None = None
+    if entry.get("sparse") == "entries":
+        rows, columns, values = (reader.get(f"{name}.sparse.{k}") for k in ("rows", "columns", "values"))
+        _inside(rows, out, f"{name}.sparse.rows", reader)
+        sparse = SparseEntries(rows, columns, values, (out, inputs))
+    elif entry.get("sparse") == "columns":
+        columns = reader.get(f"{name}.sparse.columns")
+        values = reader.get(f"{name}.sparse.values", shape=(out, len(columns)))
+        sparse = SparseColumns(columns, values, (out, inputs))
+    elif entry.get("sparse") is not None:
+        raise ModelError(f"{reader.folder / MAP}: {name} has sparse parts of unknown kind {entry['sparse']!r}")
+    if sparse is not None:
+        _inside(sparse.columns, inputs, f"{name}.sparse.columns", reader)
+    low_rank = None
+    if entry.get("low_rank"):
+        up = reader.get(f"{name}.low_rank.up")
+        low_rank = LowRank(up, reader.get(f"{name}.low_rank.down", shape=(up.shape[-1], inputs)))
+    before = []
+    for i, change in enumerate(entry.get("before") or []):
+        if change.get("kind") not in INPUTS:
+            raise ModelError(
+                f"{reader.folder / MAP}: {name} has an input transform of unknown kind {change.get('kind')!r}"
+            )
+        before.append(INPUTS[change["kind"]].from_tensors(change, under(f"before.{i}")))
+    activation = None if entry.get("activation") is None else from_plain(entry["activation"])
+    if activation is not None and not hasattr(activation, "fake"):
+        raise ModelError(f"{reader.folder / MAP}: {name} has an activation quantizer of unknown kind")
+    bias = reader.get(f"{name}.bias", shape=(out,)) if entry.get("bias") else None
+    return QuantizedLinear(Solved(weight, sparse=sparse, low_rank=low_rank), activation, bias, tuple(before))
+
+
+def _inside(index: Tensor, size: int, name: str, reader: ShardReader) -> None:
+    if (
+        index.ndim != 1
+        or index.is_floating_point()
+        or (len(index) and not 0 <= int(index.min()) <= int(index.max()) < size)
+    ):
+        raise ModelError(f"{reader.file_of(name)}: {name} points outside the weight")
+
+
+def _read_compressed(reader: ShardReader, config: Mapping[str, Any]) -> dict[str, QuantizedLinear]:
+    if config.get("quant_method") != "compressed-tensors":
+        raise ModelError(
+            f"{reader.folder / 'config.json'}: weights quantized by {config.get('quant_method')!r} cannot be read here"
+        )
+    layers = {}
+    for key in reader.names():
+        if key.endswith(".weight_scale"):
+            name = key.removesuffix(".weight_scale")
+            solved, activation = compressed.read_layer(reader, name, config)
+            bias = reader.get(f"{name}.bias", shape=(solved.weight.shape[0],)) if f"{name}.bias" in reader else None
+            layers[name] = QuantizedLinear(solved, activation, bias)
+    if not layers:
+        raise ModelError(f"{reader.folder}: no layer has a weight_scale; the folder is incomplete")
+    return layers
+
+
+def _skeleton(folder: Path, config: Mapping[str, Any]) -> nn.Module:
+    """Build the model that config.json describes, parameters without memory."""
+    names = config.get("architectures")
+    if not (isinstance(names, list) and len(names) == 1 and isinstance(names[0], str)):
+        raise ModelError(f"{folder}: has no config.json that names a model class; give the float model to load into")
+    try:
+        import transformers
+    except ImportError:
+        raise MissingExtra("transformers", "deep") from None
+    kind = getattr(transformers, names[0], None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise ModelError(f"{folder / 'config.json'}: {names[0]!r} is no model class of transformers")
+    plain = {k: v for k, v in config.items() if k not in ("quantization_config", "architectures")}
+    try:
+        with _parameters_on_meta():
+            return kind(kind.config_class.from_dict(plain))
+    except SkerryError:
+        raise
+    except Exception as error:  # whatever a wrong configuration makes a model class raise
+        raise ModelError(f"{folder / 'config.json'}: describes no {names[0]} ({error})") from None
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Let parameters made here have no memory; buffers (tables of positions) are made as ever."""
+    register = nn.Module.register_parameter
+
+    def on_meta(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+        register(self, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _put(model: nn.Module, layers: Mapping[str, QuantizedLinear], shifted: list[str], folder: Path) -> None:
+    for name in shifted:
+        norm = _submodule(model, name, folder)
+        width = getattr(norm, "weight", torch.zeros(0))
+        model.set_submodule(name, ShiftedNorm(norm, torch.empty_like(width, device="meta")))
+    for name, layer in layers.items():
+        old = _submodule(model, name, folder)
+        there = getattr(old, "weight", None)
+        size = layer.solved.weight.shape
+        if not isinstance(there, Tensor) or tuple(there.shape) not in (tuple(size), tuple(size)[::-1]):
+            raise ModelError(
+                f"{folder}: {name} holds {tuple(size)} weights, which the model's {type(old).__name__} has not"
+            )
+        model.set_submodule(name, layer)
+
+
+def _submodule(model: nn.Module, name: str, folder: Path) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise ModelError(f"{folder}: has a layer {name} that the model has not") from None
+
+
+def _fill(model: nn.Module, layers: Mapping[str, QuantizedLinear], reader: ShardReader) -> None:
+    state = model.state_dict()
+    tensors = {}
+    for key in float_keys(model, layers):
+        if key in reader:
+            tensors[key] = reader.get(key, shape=tuple(state[key].shape))
+    model.load_state_dict(tensors, strict=False, assign=True)
+    if hasattr(model, "tie_weights"):
+        model.tie_weights()
+    prefixes = tuple(f"{n}." for n in layers)
+    if missing := [k for k, t in model.state_dict().items() if t.is_meta and not k.startswith(prefixes)]:
+        raise ModelError(f"{reader.folder}: tensor {missing[0]} is missing; the folder is incomplete")
