@@ -44,8 +44,10 @@ def pictures() -> None:
 
     found = skerry.find_outliers(ROOT / "examples" / "payments.csv", label="fraud", threshold="contamination:0.02")
     style = (
-        "<style>.in{fill:#6b8fb3}.out{fill:#d1495b}.grid{stroke:#dfe5ea}.cut{stroke:#d1495b;stroke-dasharray:5 4}"
-        "text{fill:#5c6b79;font:12px system-ui,sans-serif}</style>"
+        "<style>.in{fill:#6b8fb3}.out{fill:#d1495b}.grey{fill:#c3ccd5}.grid{stroke:#dfe5ea}"
+        ".cut{stroke:#d1495b;stroke-dasharray:5 4}"
+        ".panel{fill:#f4f6f8}.line{fill:#3d6a94}.score{fill:#8a6d3b}.event{fill:#d1495b;opacity:.22}"
+        ".usual{fill:#cfe3d4;opacity:.7}text{fill:#5c6b79;font:12px system-ui,sans-serif}</style>"
     )
     points = found.map_points
     drawn = {
@@ -53,10 +55,61 @@ def pictures() -> None:
         "columns": svg.bars(found.importance),
         "map": svg.scatter(points["x"], points["y"], points["outlier"], [f"row {r}" for r in points["row"]]),
     }
+    drawn |= series_pictures()
     (SITE / "images").mkdir(parents=True, exist_ok=True)
+    drawn["ranking"] = ranking_picture()
     for name, text in drawn.items():
         head, body = text.split(">", 1)
         (SITE / "images" / f"{name}.svg").write_text(f'{head} xmlns="http://www.w3.org/2000/svg">{style}{body}')
+
+
+def series_pictures() -> dict[str, str]:
+    """Make the pictures of the pages on series: the example pump, and what merging does to flags."""
+    import numpy as np
+
+    from skerry.core.events import AlarmRule
+    from skerry.core.series_findings import ScoredSeries, SeriesEvent
+    from skerry.detect.series import find_events
+    from skerry.report import series_svg
+
+    found = find_events(ROOT / "examples" / "pump.csv", train_share=0.4)
+    pump = found.series[0]
+    leak = next(e for e in found.events if e.start < 1028 and e.stop > 1010)
+    rng = np.random.default_rng(2)
+    score = np.abs(rng.normal(size=900)) + 2.2 * ((np.arange(900) % 300 > 180) & (np.arange(900) % 300 < 230))
+    flags = score > 2.9
+    stretches = AlarmRule(merge_gap=30, min_length=5).events(flags, score)
+    events = [SeriesEvent("", e.start, e.stop, "", "", "", e.peak, e.score, 0.0) for e in stretches]
+    noisy = ScoredSeries("flags", ["step 0", "step 899"], flags[:, None] * 1.0, ["flagged"], score, flags, 2.9)
+    return {
+        "pump": series_svg.overview(pump, found.events, range(3)),
+        "leak": series_svg.close_up(pump, leak, [pump.channels.index(c) for c in ("flow", "pressure")]),
+        "alarms": series_svg.overview(noisy, events, [0]),
+    }
+
+
+def ranking_picture() -> str:
+    """Draw what each column of the example tells about fraud: as counted, and with what chance tells subtracted."""
+    from skerry.rank import OutRank
+
+    source = ROOT / "examples" / "payments.csv"
+    plain, ranked = (
+        dict(OutRank(correction=c).fit(source, target="fraud").ranking_.select("feature", "score").iter_rows())
+        for c in ("none", "permutation")
+    )
+    names = sorted(plain, key=lambda n: -plain[n])
+    scale, row = 400 / max(plain.values()), 40
+    body = []
+    for i, name in enumerate(names):
+        y = 30 + i * row
+        body.append(f'<text x="132" y="{y + 20}" text-anchor="end">{html.escape(name)}</text>')
+        for j, (kind, value) in enumerate((("grey", plain[name]), ("in", max(ranked[name], 0.0)))):
+            top, length = y + 4 + 13 * j, max(value * scale, 1)
+            body.append(f'<rect class="{kind}" x="140" y="{top}" width="{length:.1f}" height="12"/>')
+            body.append(f'<text x="{146 + length:.1f}" y="{top + 11}">{value:.4f}</text>')
+    key = '<rect class="grey" x="140" y="8" width="12" height="12"/><text x="158" y="18">plain information, nats</text>'
+    key += '<rect class="in" x="330" y="8" width="12" height="12"/><text x="348" y="18">chance subtracted</text>'
+    return f'<svg viewBox="0 0 640 {30 + row * len(names)}" role="img">{key}{"".join(body)}</svg>'
 
 
 def check(page: Path, text: str, pages: set[str]) -> list[str]:
