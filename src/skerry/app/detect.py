@@ -5,22 +5,24 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from skerry.app.console import progress, quiet_warnings, usable_engine, use_threads
-
-if TYPE_CHECKING:
-    from skerry.core.findings import Findings
+from skerry.app.detect_table import print_findings
 
 __all__ = ["detect"]
 
 
 def detect(
+    context: typer.Context,
     path: Annotated[str, typer.Argument(help="CSV, TSV, Parquet (file, folder, glob), Arrow, JSONL, NPY, NPZ, or -")],
     detector: Annotated[str, typer.Option(help="ensemble, isolation-forest, knn, lof, ecod ...")] = "ensemble",
-    threshold: Annotated[str, typer.Option(help="auto, contamination:0.01, extreme:1e-3 or conformal:0.05")] = "auto",
+    threshold: Annotated[
+        str,
+        typer.Option(help="auto, contamination:0.01, extreme:1e-3, conformal:0.05 ..."),
+    ] = "auto",
     label: Annotated[str | None, typer.Option(help="0/1 column kept out of the features; metrics are printed.")] = None,
     reference: Annotated[
         str | None, typer.Option(help="A table of rows known to be normal: fit and calibrate on it.")
@@ -43,7 +45,7 @@ def detect(
     merge_gap: Annotated[int, typer.Option(min=0, help="Series: unflagged steps inside one event.")] = 10,
     min_length: Annotated[int, typer.Option(min=1, help="Series: steps of the shortest event.")] = 1,
     cooldown: Annotated[int, typer.Option(min=0, help="Series: silent steps after an event.")] = 0,
-    follow: Annotated[bool, typer.Option(help="Series: tell events of standard input as they happen.")] = False,
+    follow: Annotated[bool, typer.Option(help="Series: tell events of - or of a growing file at once.")] = False,
     state: Annotated[Path | None, typer.Option(help="With --follow: saved here, and resumed from here.")] = None,
     warmup: Annotated[int, typer.Option(min=20, help="With --follow: rows learned from first.")] = 500,
 ) -> None:
@@ -60,10 +62,8 @@ def detect(
     if follow:
         from skerry.app.detect_follow import follow as follow_stream
 
-        if path != "-" or kind == "table" or by is not None:
-            raise typer.BadParameter(
-                "--follow reads one series from standard input: tail -f FILE | skerry detect - ..."
-            )
+        if kind == "table":
+            raise typer.BadParameter("--follow follows a series: leave --kind table out")
         _check_outputs(state, source=path)
         alarm = {"merge_gap": merge_gap, "min_length": min_length, "cooldown": cooldown}
         idle = {
@@ -76,20 +76,25 @@ def detect(
         for option, given in (idle | {"--train-share": train_share, "--by": by}).items():
             if given is not None:
                 raise typer.BadParameter(f"{option} does nothing with --follow; leave it out")
-        follow_stream(detector, threshold, as_json, seed, time, label, alarm, state, warmup)
+        named = getattr(context.get_parameter_source("detector"), "name", "") != "DEFAULT"
+        follow_stream(path, detector if named else None, threshold, as_json, seed, time, label, alarm, state, warmup)
         return
     if state is not None:
         raise typer.BadParameter("--state goes with --follow")
     from skerry.core.errors import ParameterError
-    from skerry.core.threshold import parse_threshold
+    from skerry.core.series_threshold import in_order, parse_series_threshold
 
     try:  # usage mistakes are told before any data are read
-        parse_threshold(threshold)
-        kinds = _kinds_of(detector, kind)
+        ordered = in_order(parse_series_threshold(threshold))
+        kinds = _kinds_of(detector, "series" if ordered and kind == "auto" else kind)
     except ParameterError as error:
         raise typer.BadParameter(str(error)) from None
     _check_outputs(out, report, save_model, source=path)
     words = ""
+    if ordered and kind == "table":
+        raise typer.BadParameter(f"threshold {threshold!r} needs the order of time: it works on series alone")
+    if kind == "auto" and ordered:
+        kind, words = "series", f"threshold {threshold} is one of series"
     if kind == "auto":
         if kinds == ["series"]:
             words = f"{detector} is a detector of series"
@@ -150,7 +155,7 @@ def detect(
     if as_json:
         sys.stdout.write(findings.to_json() + "\n")
         return
-    _print(findings, explain)
+    print_findings(findings, explain)
     for kind, where in (("scores", out), ("report", report), ("model", save_model)):
         if where is not None:
             typer.echo(f"{kind}: {where}")
@@ -206,55 +211,3 @@ def _check_outputs(*paths: Path | None, source: str) -> None:
             raise DataError(f"{path}: is a folder; give a file name")
         if path is not None and path.exists() and Path(source).is_file() and path.samefile(source):
             raise DataError(f"{path}: is the file that is read, and would be replaced; choose another name")
-
-
-def _print(findings: Findings, explain: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(soft_wrap=False, highlight=False)
-    shown = findings.flagged
-    treated = [c for c in findings.columns if c["kind"] != "numeric" or c["note"]]
-    console.print(
-        Text(
-            f"{findings.source}: {findings.rows:,} rows, {len(findings.columns)} columns -> "
-            f"{findings.features} features"
-        )
-    )
-    for c in treated[:12]:
-        console.print(
-            Text(f"  {c['column']}: {c['kind']}, {c['action']}" + (f"; {c['note']}" if c["note"] else "")),
-            style="dim",
-        )
-    if len(treated) > 12:
-        console.print(f"  and {len(treated) - 12} more columns (all are in the report)", style="dim")
-    share = findings.n_flagged / findings.rows
-    console.print(
-        Text(
-            f"{findings.n_flagged:,} flagged ({share:.2%}) by {findings.detector}, threshold "
-            f"{findings.threshold_rule} = {findings.threshold:.4g}, {findings.seconds:.2f} s"
-        ),
-        style="bold",
-    )
-    if shown:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("row", justify="right")
-        table.add_column("score", justify="right")
-        table.add_column("p", justify="right")
-        if explain:
-            table.add_column("why", overflow="fold")
-        for f in shown:
-            cells = [f"{f.row}", f"{f.score:.4g}", f"{f.p_value:.2g}"]
-            table.add_row(*cells, *([Text("\n".join(f.reasons))] if explain else []))
-        console.print(table)
-        if len(shown) < findings.n_flagged:
-            console.print(f"... and {findings.n_flagged - len(shown):,} more", style="dim")
-    if findings.metrics:
-        m = findings.metrics
-        console.print(
-            f"AUROC {m['auroc']:.4f}   average precision {m['average_precision']:.4f}   precision among the "
-            f"{findings.n_flagged:,} flagged {m['precision_at_flagged']:.4f}"
-        )
-    for note in findings.notes:
-        console.print(Text(f"note: {note}"), style="dim")

@@ -119,7 +119,7 @@ class SeriesStream:
         self.last_time: float | int | None = None
         self.carry = b""
         self.left: bytes | None = None  # the unfinished line of a stream that was cut
-        self.again = False
+        self.again = self.told_again = False
         self.strange: set[str] = set()  # keys told of
         self.notes: list[str] = []
         if state is not None:
@@ -144,6 +144,12 @@ class SeriesStream:
             self.left = carry
         else:
             self.carry = carry
+
+    def restart(self) -> None:
+        """Expect a file anew: an unfinished line is left out, and so are rows up to the last stamp."""
+        if self.carry:
+            self.notes.append("the last line has no line break and was not read: it may be unfinished")
+        self.carry, self.left, self.again = b"", None, True
 
     @property
     def time_zone(self) -> str | None:
@@ -177,12 +183,11 @@ class SeriesStream:
                 raise DataError(f"{self.name}: is UTF-16 text; send it as UTF-8")
             if b"\x00" in data[:4096]:
                 raise DataError(f"{self.name}: is binary, not lines of text")
-            data = data.removeprefix(b"\xef\xbb\xbf")
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError:
             text = data.decode("latin-1")
-        lines = text.split("\n")[:-1]
+        lines = text.replace("\ufeff", "").split("\n")[:-1]
         self.n_lines += len(lines)
         return [line.rstrip("\r") for line in lines if line and not line.isspace()]
 
@@ -361,6 +366,9 @@ class SeriesStream:
         if self.again and self.last_time is not None:
             newer = np.flatnonzero(time > self.last_time)
             start = int(newer[0]) if newer.size else len(time)
+            if start and not self.told_again:
+                self.notes.append("rows up to the last stamp read are passed over")
+            self.told_again = not newer.size
             self.again = not newer.size
             values, time = values[start:], time[start:]
         if len(time):
