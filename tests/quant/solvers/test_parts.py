@@ -41,3 +41,15 @@ def test_the_engine_runs_it(tiny, inputs, solver):
     assert report.layers
     assert all(layer.signal_to_noise > 5 for layer in report.layers)
     assert all(torch.isfinite(torch.tensor(layer.objective)) or isinstance(solver, RTN) for layer in report.layers)
+
+
+def test_results_go_where_the_weight_was(make_layer):
+    from skerry.quant.solvers.layer import moved
+
+    layer = make_layer(16, 32)
+    grid = AffineGrid(3, symmetric=False, group_size=16)
+    for solver in ALL[:-1]:
+        away = moved(solver.solve(layer.W, layer.statistics, grid), torch.device("meta"))
+        assert away.weight.dequantize().device.type == "meta"
+        assert away.sparse is None or away.sparse.values.device.type == "meta"
+        assert away.weight.shape == (16, 32)

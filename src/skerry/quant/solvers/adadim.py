@@ -18,7 +18,7 @@ from skerry.core.errors import ParameterError
 from skerry.quant.numerics import AffineGrid, IntTensor
 from skerry.quant.parts import Format, Solved
 from skerry.quant.solvers.gptq import GPTQ
-from skerry.quant.solvers.layer import affine, checked, gram_of, layer_error
+from skerry.quant.solvers.layer import affine, checked, gram_of, grouped, layer_error, on_the_weights_device, per_scale
 from skerry.quant.solvers.rtn import RTN
 from skerry.quant.solvers.tiles import Tiled
 from skerry.quant.statistics import LayerStatistics
@@ -91,6 +91,7 @@ class AdaDim:
         """Statistics: the Gram matrix."""
         return self.base.needs | {"gram"}
 
+    @on_the_weights_device
     def solve(
         self,
         W: Tensor,
@@ -208,14 +209,8 @@ def unextended(W: Tensor, grid: AffineGrid) -> tuple[Tensor, Tensor]:
 
     The range need not contain 0: a group of positive weights has its zero point at the lowest code and is clipped.
     """
-    if grid.group_size == 0:
-        low, high = W.amin().reshape(1, 1), W.amax().reshape(1, 1)
-    else:
-        along = W if grid.axis == 1 else W.T
-        view = along.reshape(along.shape[0], -1, grid.group_of(tuple(W.shape)))  # type: ignore[arg-type]
-        low, high = view.amin(-1), view.amax(-1)
-        if grid.axis == 0:
-            low, high = low.T, high.T
+    view = grouped(W, grid)
+    low, high = per_scale(view.amin(-1), grid), per_scale(view.amax(-1), grid)
     levels = 2**grid.bits - 1
     scale = ((high - low).clamp(min=1e-5) / levels).to(getattr(torch, grid.scale_dtype))
     # signed codes: the published ones run from 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from skerry.core.errors import ModelError, ParameterError
 from skerry.quant.parts import Format, Solved
 from skerry.quant.solvers.column_scaled import ColumnScaled
-from skerry.quant.solvers.layer import affine, checked, gram_of, layer_error, told
+from skerry.quant.solvers.layer import affine, checked, gram_of, layer_error, on_the_weights_device, told
 from skerry.quant.solvers.scale_search import channel_importance, search_ranges, search_scale
 from skerry.quant.statistics import LayerStatistics
 
@@ -61,6 +61,7 @@ class AWQ:
         if self.steps < 1:
             raise ParameterError(f"steps must be at least 1, got {self.steps}")
 
+    @on_the_weights_device
     def solve(self, W: Tensor, statistics: LayerStatistics, grid: Format, *, name: str = "the weight") -> Solved:
         """Return the weight with its column scales, never worse than rounding to nearest.
 
@@ -82,7 +83,7 @@ class AWQ:
             return float(((E @ light) * E).sum(dtype=torch.float64))
 
         importance = channel_importance([W], grid) if self.weight_aware else None
-        found = search_scale(statistics.mean_abs, loss, importance=importance, steps=self.steps)
+        found = search_scale(statistics.mean_abs.cpu(), loss, importance=importance, steps=self.steps)
         half = found.scale.half()
         scaled = W * half.float()
         choices = [ColumnScaled(grid.quantize(scaled), half)]

@@ -25,6 +25,7 @@ from skerry.quant.solvers.layer import (
     finished,
     gram_of,
     min_max,
+    on_the_weights_device,
     told,
 )
 from skerry.quant.statistics import LayerStatistics
@@ -82,6 +83,7 @@ class GPTQ:
         if self.grids not in ("auto", "static", "fresh"):
             raise ParameterError(f"grids must be 'auto', 'static' or 'fresh', got {self.grids!r}")
 
+    @on_the_weights_device
     def solve(self, W: Tensor, statistics: LayerStatistics, grid: Format, *, name: str = "the weight") -> Solved:
         """Return the weight on its grid.
 

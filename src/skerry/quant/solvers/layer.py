@@ -6,9 +6,11 @@ calibration tokens whose Gram matrix is G. All of it runs on the processor in fl
 
 from __future__ import annotations
 
+import functools
 import warnings
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,13 +33,38 @@ __all__ = [
     "feedback_factor",
     "finished",
     "gram_of",
+    "grouped",
     "layer_error",
     "min_max",
+    "on_the_weights_device",
+    "per_scale",
 ]
 
 BLOCK = 128  # columns settled between two matrix products
 DAMP_STEP, DAMP_LIMIT = 0.0025, 0.1
 MANTISSA = {"float32": 24, "bfloat16": 8, "float16": 11}
+
+
+Solve = TypeVar("Solve", bound=Callable[..., Solved])
+
+
+def on_the_weights_device(solve: Solve) -> Solve:
+    """Let a solver's method work on the processor and return its result where the weight was."""
+
+    @functools.wraps(solve)
+    def solved(self: Any, W: Tensor, *arguments: Any, **keywords: Any) -> Solved:
+        return moved(solve(self, W, *arguments, **keywords), W.device)
+
+    return solved  # type: ignore[return-value]
+
+
+def moved(part: Any, device: torch.device) -> Any:
+    """Return a part with all its tensors on ``device``."""
+    if isinstance(part, Tensor):
+        return part.to(device)
+    if device.type == "cpu" or not is_dataclass(part) or isinstance(part, type):
+        return part
+    return replace(part, **{f.name: moved(getattr(part, f.name), device) for f in fields(part)})
 
 
 def checked(W: Tensor, name: str) -> Tensor:
@@ -117,40 +144,35 @@ def min_max(W: Tensor, grid: AffineGrid, *, clip: bool = False) -> tuple[Tensor,
     scale, zero = grid.fit(W)
     if not clip:
         return scale, zero
-    low, high = _ranges(W, grid)
-    best = _group_sum(_power(W, grid, scale, zero), grid, scale)
+    view = grouped(W, grid)
+    low, high = per_scale(view.amin(-1), grid), per_scale(view.amax(-1), grid)
+    best = _powers(W, grid, scale, zero)
     for step in range(1, 80):
         share = 1.0 - step / 100.0
         s, z = grid.fit(W, low=low * share, high=high * share)
-        error = _group_sum(_power(W, grid, s, z), grid, s)
+        error = _powers(W, grid, s, z)
         better = error < best
         best, scale = torch.where(better, error, best), torch.where(better, s, scale)
         zero = None if zero is None or z is None else torch.where(better, z, zero)
     return scale, zero
 
 
-def _power(W: Tensor, grid: AffineGrid, scale: Tensor, zero: Tensor | None) -> Tensor:
-    return (grid.values(grid.codes(W, scale, zero), scale, zero) - W).abs() ** 2.4
+def _powers(W: Tensor, grid: AffineGrid, scale: Tensor, zero: Tensor | None) -> Tensor:
+    error = (grid.values(grid.codes(W, scale, zero), scale, zero) - W).abs() ** 2.4
+    return per_scale(grouped(error, grid).sum(-1), grid)
 
 
-def _ranges(W: Tensor, grid: AffineGrid) -> tuple[Tensor, Tensor]:
+def grouped(W: Tensor, grid: AffineGrid) -> Tensor:
+    """Return ``W`` (out, in) as (lines, groups, size): lines are rows, or columns for a grid along them."""
     if grid.group_size == 0:
-        return W.amin().reshape(1, 1), W.amax().reshape(1, 1)
-    view = _by_group(W, grid)
-    low, high = view.amin(-1), view.amax(-1)
-    return (low, high) if grid.axis == 1 else (low.T, high.T)
-
-
-def _by_group(W: Tensor, grid: AffineGrid) -> Tensor:
+        return W.reshape(1, 1, -1)
     along = W if grid.axis == 1 else W.T
     return along.reshape(along.shape[0], -1, grid.group_of(tuple(W.shape)))  # type: ignore[arg-type]
 
 
-def _group_sum(values: Tensor, grid: AffineGrid, scale: Tensor) -> Tensor:
-    if grid.group_size == 0:
-        return values.sum().reshape(1, 1)
-    total = _by_group(values, grid).sum(-1)
-    return total if grid.axis == 1 else total.T
+def per_scale(values: Tensor, grid: AffineGrid) -> Tensor:
+    """Return one value a group, (lines, groups), in the shape of the grid's scale."""
+    return values.T if grid.axis == 0 and grid.group_size else values
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from skerry.quant.numerics import AffineGrid
 from skerry.quant.parts import SparseColumns, SparseEntries
 from skerry.quant.solvers.coordinate_descent import CoordinateDescent
+from skerry.quant.solvers.layer import grouped, per_scale
 
 __all__ = ["OutlierPart", "largest_eigenvalue", "sparse_entries", "trimmed_grid"]
 
@@ -123,18 +124,12 @@ class OutlierPart:
 
 def trimmed_grid(W: Tensor, grid: AffineGrid, share: float) -> tuple[Tensor, Tensor | None]:
     """Return the grid of every group's range without ``share / 2`` of its values at each end."""
-    if grid.group_size == 0:
-        view = W.reshape(1, 1, -1)
-    else:
-        along = W if grid.axis == 1 else W.T
-        view = along.reshape(along.shape[0], -1, grid.group_of(tuple(W.shape)))  # type: ignore[arg-type]
+    view = grouped(W, grid)
     size = view.shape[-1]
     cut = min(round(share * size / 2), (size - 1) // 2)
     ordered = view.sort(-1).values
     low, high = ordered[..., cut], ordered[..., size - 1 - cut]
-    if grid.axis == 0 and grid.group_size:
-        low, high = low.T, high.T
-    return grid.fit(W, low=low, high=high)
+    return grid.fit(W, low=per_scale(low, grid), high=per_scale(high, grid))
 
 
 def sparse_entries(kept: Tensor, dtype: str) -> SparseEntries:

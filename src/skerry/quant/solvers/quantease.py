@@ -26,6 +26,7 @@ from skerry.quant.solvers.layer import (
     fell_back,
     finished,
     gram_of,
+    on_the_weights_device,
     told,
 )
 from skerry.quant.solvers.outliers import OutlierPart
@@ -116,6 +117,7 @@ class QuantEase:
         """Return whether sweep number ``sweep`` (from 0) stays on the grid; the official schedule."""
         return not self.relax or sweep % 3 != 1 or sweep > 25 or sweep == self.sweeps - 1
 
+    @on_the_weights_device
     def solve(self, W: Tensor, statistics: LayerStatistics, grid: Format, *, name: str = "the weight") -> Solved:
         """Return the weight on its grid, and what is kept beside it.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from skerry.quant.numerics import AffineGrid
 from skerry.quant.parts import Format, Solved
-from skerry.quant.solvers.layer import checked, gram_of, layer_error, min_max
+from skerry.quant.solvers.layer import checked, gram_of, layer_error, min_max, on_the_weights_device
 from skerry.quant.statistics import LayerStatistics
 
 __all__ = ["RTN"]
@@ -36,6 +36,7 @@ class RTN:
 
     needs: ClassVar[frozenset[str]] = frozenset()
 
+    @on_the_weights_device
     def solve(self, W: Tensor, statistics: LayerStatistics, grid: Format, *, name: str = "the weight") -> Solved:
         """Return the rounded weight; ``objective`` is NaN unless the Gram matrix is at hand.
 

@@ -23,6 +23,7 @@ from skerry.quant.solvers.layer import (
     finished,
     gram_of,
     layer_error,
+    on_the_weights_device,
     told,
 )
 from skerry.quant.solvers.outliers import sparse_entries
@@ -89,6 +90,7 @@ class SpQR:
         if self.scale_rows < 1:
             raise ParameterError(f"scale_rows must be at least 1, got {self.scale_rows}")
 
+    @on_the_weights_device
     def solve(self, W: Tensor, statistics: LayerStatistics, grid: Format, *, name: str = "the weight") -> Solved:
         """Return the weight on two-level grids and the entries kept beside it.
 
