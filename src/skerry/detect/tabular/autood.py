@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 from skerry.core.detector import Detector
 from skerry.core.errors import DataError, MissingExtra, ParameterError
 from skerry.detect.tabular.autood_child import WeightPool, train_child
+from skerry.detect.tabular.autood_image_space import ImageSpace
 from skerry.detect.tabular.autood_network import column_terms, score
 from skerry.detect.tabular.autood_report import SearchReport
 from skerry.detect.tabular.autood_reward import LabelledReward, UnlabelledReward
@@ -30,6 +31,7 @@ __all__ = ["AutoOD"]
 
 LIMIT = 1e6  # standard deviations at which a value is clipped
 HOLDOUT, HOLDOUT_ROWS = 0.25, 2000  # of the internal split of a search without labels
+TILE = 4  # pixels of the sides of the squares by which images are explained
 KNOTS = 1001  # quantiles kept of each member's training scores
 
 
@@ -50,6 +52,9 @@ class AutoOD(Detector):
         "random" tries designs at random, the baseline to compare with.
     definitions : sequence of str, default all four
         Among "reconstruction", "centroid", "density" and "cluster".
+    image_shape : (height, width), (height, width, channels) or None, default None
+        Of rows that are flattened images: then the designs are convolutions, one of the distances is the structural
+        similarity, and ``explain`` is a map of pixels.
     metric : {"auroc", "ap"}, default "auroc"
         The reward where ``y_val`` is given.
     ensemble : int, default 3
@@ -80,7 +85,8 @@ class AutoOD(Detector):
     Notes
     -----
     From the abstract: search by curiosity and self-imitation. As remembered: the four definitions, distances, Bayesian
-    controller and shared weights. Ours: everything about tables, the sizes, schedules and the reward without labels.
+    controller, shared weights, and on images the choices of a layer. Ours: everything about tables, the sizes,
+    schedules and the reward without labels.
     A score is the average rank among training scores, mapped to the members' mean quantile function (so that thresholds
     see its tail); rows beyond all training rows get the logarithm of the excess on top.
     Validation labels serve for the reward alone: never give labels that the result is to be judged by.
@@ -108,6 +114,7 @@ class AutoOD(Detector):
         "self_imitation": [StrOptions({"advantage", "js"}), None],
         "strategy": [StrOptions({"controller", "random"})],
         "definitions": [tuple, list],
+        "image_shape": [tuple, list, None],
         "metric": [StrOptions({"auroc", "ap"})],
         "ensemble": [Interval(Integral, 1, None, closed="left")],
         "share_weights": ["boolean"],
@@ -125,6 +132,7 @@ class AutoOD(Detector):
         self_imitation="advantage",
         strategy="controller",
         definitions=DEFINITIONS,
+        image_shape=None,
         metric="auroc",
         ensemble=3,
         share_weights=True,
@@ -141,6 +149,7 @@ class AutoOD(Detector):
         self.self_imitation = self_imitation
         self.strategy = strategy
         self.definitions = definitions
+        self.image_shape = image_shape
         self.metric = metric
         self.ensemble = ensemble
         self.share_weights = share_weights
@@ -186,12 +195,17 @@ class AutoOD(Detector):
     def search_(self) -> SearchReport:
         """The record of the search."""
         check_is_fitted(self)
-        return SearchReport(SearchSpace(max(1, self.columns_.size), self.definitions), self.history_)
+        return SearchReport(self._space(), self.history_)
 
     @property
     def search_report_(self) -> SearchReport:
         """The same as ``search_``."""
         return self.search_
+
+    def _space(self) -> SearchSpace:
+        if self.image_shape is not None:
+            return ImageSpace(self.image_shape, self.definitions)
+        return SearchSpace(max(1, self.columns_.size), self.definitions)
 
     # ---- learning -----------------------------------------------------------------------------------------------
     def _fit(self, X: NDArray) -> None:
@@ -203,14 +217,11 @@ class AutoOD(Detector):
             raise ParameterError("device='cuda', but PyTorch finds no CUDA device here: use 'cpu' or 'auto'")
         X_val, y_val = self._checked_validation()
         X = X.astype(np.float64)
-        mean, spread = X.mean(axis=0), X.std(axis=0)
-        # a column that varies by rounding alone is constant
-        self.columns_ = np.flatnonzero(spread > np.maximum(1e-13 * np.abs(mean), 1e-150))
-        self.mean_, self.scale_ = mean[self.columns_], spread[self.columns_]
+        self._set_scale(X)
         # a search that is to be found again by its checkpoint cannot start from a seed that nobody knows
         state = 0 if self.random_state is None and self.checkpoint is not None else self.random_state
         seed = int(check_random_state(state).randint(2**31 - 1))
-        space = SearchSpace(max(1, self.columns_.size), self.definitions)
+        space = self._space()
         self.history_, self.members_, self.networks_, self.ranks_ = [], [], [], []
         self.best_ = space.default()
         if not self.columns_.size:
@@ -255,6 +266,29 @@ class AutoOD(Detector):
         if self.members_:
             self.best_ = self.members_[0]
 
+    def _set_scale(self, X: NDArray) -> None:
+        """Choose the columns that vary and their scale; of images all, channel after channel, with one scale each."""
+        if self.image_shape is None:
+            mean, spread = X.mean(axis=0), X.std(axis=0)
+            # a column that varies by rounding alone is constant
+            self.columns_ = np.flatnonzero(spread > np.maximum(1e-13 * np.abs(mean), 1e-150))
+            self.mean_, self.scale_ = mean[self.columns_], spread[self.columns_]
+            return
+        height, width, channels = ImageSpace(self.image_shape).image_shape
+        if height * width * channels != X.shape[1]:
+            raise DataError(
+                f"rows have {X.shape[1]} values, images of shape {tuple(self.image_shape)} have "
+                f"{height * width * channels}: give the image_shape that was flattened"
+            )
+        planes = X.reshape(-1, channels)
+        mean, spread = planes.mean(axis=0), planes.std(axis=0)
+        flat = spread <= np.maximum(1e-13 * np.abs(mean), 1e-150)
+        order = np.arange(X.shape[1]).reshape(height * width, channels).T.ravel()
+        self.columns_ = order if not flat.all() else order[:0]
+        each = 1 if not flat.all() else 0
+        self.mean_ = np.repeat(mean, height * width * each)
+        self.scale_ = np.repeat(np.where(flat, 1.0, spread), height * width * each)
+
     def _checked_validation(self):
         X_val, y_val = self._validation
         if X_val is None:
@@ -288,6 +322,12 @@ class AutoOD(Detector):
         quantiles = np.mean([known["quantiles"] for known in self.ranks_], axis=0)
         return np.interp(rank, grid, quantiles) + rank + beyond  # + rank: strictly rising where quantiles are flat
 
+    def _groups(self) -> list[NDArray[np.int64]]:
+        """Return which standardised columns are set to their mean together."""
+        if self.image_shape is not None:
+            return _tiles(ImageSpace(self.image_shape).image_shape)
+        return list(np.arange(self.columns_.size)[:, None])
+
     def _explain(self, X: NDArray) -> NDArray[np.float64]:
         """Split the score in proportion to each column's part, averaged over members; rows sum to the score."""
         shares = np.zeros(X.shape)
@@ -297,16 +337,24 @@ class AutoOD(Detector):
         for net in self.networks_:
             if net["definition"] == "reconstruction":
                 part = column_terms(net, z)
-            else:  # how far the score drops when a column is set to its mean
+            else:  # how far the score drops when a column, or a tile of an image, is set to its mean
                 base, part, work = score(net, z), np.empty(z.shape), z.copy()
-                for j in range(z.shape[1]):
-                    work[:, j] = 0.0
-                    part[:, j] = np.maximum(0.0, base - score(net, work))
-                    work[:, j] = z[:, j]
+                for group in self._groups():
+                    work[:, group] = 0.0
+                    drop = np.maximum(0.0, base - score(net, work))
+                    part[:, group] = drop[:, None] / len(group)
+                    work[:, group] = z[:, group]
             total = part.sum(axis=1, keepdims=True)
             flat = np.full(part.shape, 1.0 / part.shape[1])
             shares[:, self.columns_] += np.where(total > 0, part / np.where(total > 0, total, 1.0), flat)
         return shares / len(self.networks_) * self._score(X)[:, None]
+
+
+def _tiles(image_shape: tuple[int, int, int]) -> list[NDArray[np.int64]]:
+    """Return the places of square tiles in images that lie flat, channel after channel."""
+    height, width, channels = image_shape
+    place = np.arange(channels * height * width).reshape(channels, height, width)
+    return [place[:, r : r + TILE, c : c + TILE].ravel() for r in range(0, height, TILE) for c in range(0, width, TILE)]
 
 
 def _ranks(s: NDArray[np.float64]) -> dict[str, Any]:

@@ -20,6 +20,9 @@ NU = 0.1  # of the soft boundary
 COMPONENTS, CLUSTERS, JITTER = 4, 4, 1e-6
 ENERGY_WEIGHT, DIAGONAL_WEIGHT = 0.1, 0.005
 CALIBRATION_ROWS = 8192  # that set centres, mixtures and the statistics of batch normalisation
+CALIBRATION_IMAGES = 512  # of which every pixel counts there
+PLAIN = {"norm": "none", "activation": "linear", "dropout": 0.0, "skip": False}
+CONVOLUTION = ("kernel", "before", "after", "pool", "pool_size")
 
 
 class WeightPool:
@@ -90,84 +93,97 @@ class _Trainer:
     def __init__(self, design, z, pool, seed, device) -> None:
         import torch
 
+        from skerry.detect.tabular import autood_blocks
+
+        self.torch_layers = autood_blocks
         self.design, self.pool, self.seed = design, pool, seed
         self.kind = design["definition"]
         self.table = torch.tensor(z, dtype=torch.float32, device=device)
         self.rng = np.random.default_rng([seed, 6])
-        n_cal = min(len(z), CALIBRATION_ROWS)
+        n_cal = min(len(z), CALIBRATION_IMAGES if "image_shape" in design else CALIBRATION_ROWS)
         self.sample = self.table[np.sort(self.rng.choice(len(z), n_cal, replace=False))]
-        biased = self.kind != "centroid"
-        sizes = [z.shape[1], *(layer["width"] for layer in design["layers"]), design["latent"]]
+        self.low, self.span = float(z.min()), max(float(np.ptp(z)), 1e-12)
+        self.device = device
         self.parameters, self.shared, self.moments = [], {}, {}
-
-        def tensor(a):
-            t = torch.tensor(a, dtype=torch.float32, device=device, requires_grad=True)
-            self.parameters.append(t)
-            return t
-
-        def block(side, i, n_in, n_out, layer):
-            key, start = pool.take(side, i, n_in, n_out)
-            self.shared[key] = weight = tensor(start)
-            made = {"weight": weight, "bias": tensor(np.zeros(n_out)) if biased else None}
-            plain = {"norm": "none", "activation": "linear", "dropout": 0.0, "skip": False}
-            made |= {k: (layer or plain)[k] for k in plain}
-            if made["norm"] != "none" and biased:  # a centroid may have no learned offset on its path
-                made |= {"scale": tensor(np.ones(n_out)), "shift": tensor(np.zeros(n_out))}
-            return made
-
-        layers = design["layers"]
-        self.encoder = [block("encoder", i, *sizes[i : i + 2], layer) for i, layer in enumerate([*layers, None])]
-        self.decoder = []
-        if biased:
-            back = sizes[::-1]
-            for i, layer in enumerate([*layers[::-1], None]):
-                made = block("decoder", i, *back[i : i + 2], layer)
-                made["skip"] = i > 0 and layers[len(layers) - i]["skip"]  # the pair of widths that the encoder skips
-                self.decoder.append(made)
+        (self._build_convolutions if "image_shape" in design else self._build_rows)()
         if self.kind == "density":
             bound = design["latent"] ** -0.5
             self.head = [
-                tensor(self.rng.uniform(-bound, bound, (design["latent"], 10))),
-                tensor(np.zeros(10)),
-                tensor(self.rng.uniform(-0.3, 0.3, (10, COMPONENTS))),
-                tensor(np.zeros(COMPONENTS)),
+                self._tensor(self.rng.uniform(-bound, bound, (design["latent"], 10))),
+                self._tensor(np.zeros(10)),
+                self._tensor(self.rng.uniform(-0.3, 0.3, (10, COMPONENTS))),
+                self._tensor(np.zeros(COMPONENTS)),
             ]
 
-    def forward(self, blocks, x, train: bool):
+    def _tensor(self, a):
         import torch
-        from torch.nn import functional as F
 
+        t = torch.tensor(a, dtype=torch.float32, device=self.device, requires_grad=True)
+        self.parameters.append(t)
+        return t
+
+    def _block(self, side, i, n_in, n_out, layer):
+        """Return a block of ``n_in`` by ``n_out`` weights with the choices of ``layer``, or plain linear."""
+        biased = self.kind != "centroid"
+        key, start = self.pool.take(side, i, n_in, n_out)
+        self.shared[key] = weight = self._tensor(start)
+        outputs = start.shape[1]
+        made = {"weight": weight, "bias": self._tensor(np.zeros(outputs)) if biased else None, **PLAIN}
+        made |= {k: v for k, v in (layer or {}).items() if k in PLAIN}
+        if made["norm"] != "none" and biased:  # a centroid may have no learned offset on its path
+            made |= {"scale": self._tensor(np.ones(outputs)), "shift": self._tensor(np.zeros(outputs))}
+        return made
+
+    def _build_rows(self) -> None:
+        layers = self.design["layers"]
+        sizes = [self.table.shape[1], *(layer["width"] for layer in layers), self.design["latent"]]
+        self.encoder = [self._block("encoder", i, *sizes[i : i + 2], layer) for i, layer in enumerate([*layers, None])]
+        self.decoder = []
+        for i, layer in enumerate([*layers[::-1], None] if self.kind != "centroid" else []):
+            made = self._block("decoder", i, *sizes[::-1][i : i + 2], layer)
+            made["skip"] = i > 0 and layers[len(layers) - i]["skip"]  # the pair of widths that the encoder skips
+            self.decoder.append(made)
+
+    def _build_convolutions(self) -> None:
+        from skerry.detect.tabular.autood_image_space import ImageSpace
+
+        space, layers = ImageSpace(self.design["image_shape"]), self.design["layers"]
+        sizes = [space._begin()]
+        for layer in layers:
+            sizes.append(space._after(layer, sizes[-1]))
+        flat, latent = int(np.prod(sizes[-1])), self.design["latent"]
+
+        def convolution(side, i, before, after, layer, given):
+            k = layer["kernel"]
+            made = self._block(f"{side}.{k}", i, before[0] * k * k, after[0], given)
+            return made | {"kernel": k, "before": before, "after": after, "pool": "mean", "pool_size": 1}
+
+        self.encoder = []
+        for i, layer in enumerate(layers):
+            made = convolution("encoder", i, sizes[i], sizes[i + 1], layer, layer)
+            self.encoder.append(made | {"pool": layer["pool"], "pool_size": layer["pool_size"]})
+        self.encoder.append(self._block("encoder", len(layers), flat, latent, None))
+        self.decoder = []
+        if self.kind != "centroid":
+            self.decoder.append(self._block("decoder", 0, latent, flat, None))
+            for i, layer in reversed(list(enumerate(layers))):  # the last one, to the image, is plain linear
+                given = layer if i else None
+                made = convolution("decoder", len(layers) - i, sizes[i + 1], sizes[i], layer, given)
+                self.decoder.append(made)
+
+    def forward(self, blocks, x, train: bool):
         for b in blocks:
-            a = x @ b["weight"]
-            if b["bias"] is not None:
-                a = a + b["bias"]
-            if b["norm"] != "none":
-                if b["norm"] == "layer":
-                    mean, var = a.mean(1, keepdim=True), a.var(1, keepdim=True, unbiased=False)
-                elif train or id(b) not in self.moments:
-                    mean, var = a.mean(0), a.var(0, unbiased=False)
-                else:
-                    mean, var = self.moments[id(b)]
-                a = (a - mean) / torch.sqrt(var + 1e-5)
-                if "scale" in b:
-                    a = a * b["scale"] + b["shift"]
-            name = b["activation"]
-            a = a if name == "linear" else getattr(torch if name in ("sigmoid", "tanh") else F, name)(a)
-            if train and b["dropout"]:
-                a = F.dropout(a, b["dropout"])
-            x = a + x if b["skip"] else a
+            x = self.torch_layers.apply_block(b, x, train, self.moments.get(id(b)))
         return x
 
     def settle(self):
         """Fix the statistics of batch normalisation on the sample, layer after layer."""
         self.moments = {}
         x = self.sample
-        for blocks in (self.encoder, self.decoder):
-            for b in blocks:
-                if b["norm"] == "batch":
-                    a = x @ b["weight"] + (0.0 if b["bias"] is None else b["bias"])
-                    self.moments[id(b)] = (a.mean(0), a.var(0, unbiased=False))
-                x = self.forward([b], x, False)
+        for b in self.encoder + self.decoder:
+            if b["norm"] == "batch":
+                self.moments[id(b)] = self.torch_layers.batch_moments(b, x)
+            x = self.torch_layers.apply_block(b, x, False, self.moments.get(id(b)))
 
     def run(self, epochs: int):
         import torch
@@ -247,8 +263,12 @@ class _Trainer:
         if self.kind == "centroid":
             s = ((z - self.centre) ** 2).sum(1)
             return radius + (s - radius).clamp_min(0).mean() / NU
-        gap = x - self.forward(self.decoder, z, True)
-        if self.design["distance"] == "l1":
+        rebuilt = self.forward(self.decoder, z, True)
+        gap = x - rebuilt
+        if self.design["distance"] == "ssim":
+            unit = [(v - self.low) / self.span for v in (x, rebuilt)]
+            loss = self.torch_layers.ssim_terms(*unit, self.encoder[0]["before"]).sum(1).mean()
+        elif self.design["distance"] == "l1":
             loss = gap.abs().sum(1).mean()
         elif self.design["distance"] == "l2":
             loss = (gap**2).sum(1).mean()
@@ -287,7 +307,7 @@ class _Trainer:
         def blocks(side):
             out = []
             for b in side:
-                made = {k: b[k] for k in ("norm", "activation", "skip")}
+                made = {k: b[k] for k in ("norm", "activation", "skip", *CONVOLUTION) if k in b}
                 for k in ("weight", "bias", "scale", "shift"):
                     t = b.get(k)
                     made[k] = None if t is None else t.detach().cpu().numpy().astype(np.float64)
@@ -303,6 +323,8 @@ class _Trainer:
             "encoder": blocks(self.encoder),
             "decoder": blocks(self.decoder) if self.kind == "reconstruction" else [],
         }
+        if self.design["distance"] == "ssim":
+            net |= {"low": self.low, "span": self.span}
         if self.kind == "centroid":
             net["centres"] = self.centre[None].cpu().numpy().astype(np.float64)
         elif self.kind == "cluster":

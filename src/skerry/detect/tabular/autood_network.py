@@ -1,4 +1,4 @@
-"""A trained network of AutoOD: a dictionary of strings and float64 arrays, which NumPy applies and scores.
+"""A trained network of AutoOD: a dictionary of strings and float64 arrays, which NumPy (torch for images) scores.
 
 The score is that of the network's definition of an outlier: the error of the rebuilt row, the squared distance to a
 centre or to the nearest of several, or the negative log-density under a Gaussian mixture in the latent space.
@@ -31,6 +31,9 @@ _NUMPY = {
 
 def _apply(blocks, x):
     for b in blocks:
+        if "kernel" in b:
+            x = _convolve(b, x)
+            continue
         a = x @ b["weight"]
         if b["bias"] is not None:
             a = a + b["bias"]
@@ -43,6 +46,34 @@ def _apply(blocks, x):
         a = _NUMPY[b["activation"]](a)
         x = a + x if b["skip"] else a
     return x
+
+
+def _convolve(b: dict[str, Any], x: NDArray) -> NDArray[np.float64]:
+    """Apply a convolution in torch, in float32, on one thread."""
+    import torch
+
+    from skerry.detect.tabular.autood_blocks import EPSILON, apply_block
+
+    made = {k: torch.from_numpy(v.astype(np.float32)) if isinstance(v, np.ndarray) else v for k, v in b.items()}
+    moments = (made["mean"], made["deviation"] ** 2 - EPSILON) if b["norm"] == "batch" else None
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in one order, whatever the machine
+    try:
+        with torch.no_grad():
+            rows = torch.from_numpy(x.astype(np.float32))
+            return apply_block(made | {"dropout": 0.0}, rows, False, moments).numpy().astype(np.float64)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _ssim(net: dict[str, Any], x: NDArray) -> NDArray[np.float64]:
+    import torch
+
+    from skerry.detect.tabular.autood_blocks import ssim_terms
+
+    rebuilt = _apply(net["decoder"], _apply(net["encoder"], x))
+    unit = [torch.from_numpy((v - net["low"]) / net["span"]) for v in (x, rebuilt)]
+    return ssim_terms(*unit, net["encoder"][0]["before"]).numpy()
 
 
 def _per_block(function, z: NDArray, width: int) -> NDArray[np.float64]:
@@ -61,7 +92,9 @@ def latent(net: dict[str, Any], z: NDArray) -> NDArray[np.float64]:
 
 
 def column_terms(net: dict[str, Any], z: NDArray) -> NDArray[np.float64]:
-    """Return the distance of every cell to its rebuilt self, shape (n, d); rows sum to the l1 or squared l2 score."""
+    """Return the distance of every cell to its rebuilt self, (n, d); rows sum to the l1, squared l2 or SSIM score."""
+    if net["distance"] == "ssim":
+        return _per_block(lambda x: _ssim(net, x), z, z.shape[1])
     gap = _per_block(lambda x: x - _apply(net["decoder"], _apply(net["encoder"], x)), z, z.shape[1])
     return np.abs(gap) if net["distance"] == "l1" else gap**2
 

@@ -37,7 +37,7 @@ class SearchReport:
         row = {"definition": design["definition"], "distance": design["distance"], "latent": design["latent"]}
         row["depth"] = len(design["layers"])
         for i in range(4):
-            for kind in ("width", "norm", "activation", "dropout", "skip"):
+            for kind in self.space.layer_kinds:
                 row[f"{kind}_{i}"] = design["layers"][i][kind] if i < len(design["layers"]) else None
         return row
 

@@ -73,6 +73,8 @@ class Search:
         self.history: list[dict[str, Any]] = []
         digest = hashlib.sha256(repr((question, type(reward).__name__, child_epochs, strategy, curiosity)).encode())
         digest.update(repr((self_imitation, share_weights, sorted(space.options.items()), self.seed)).encode())
+        if space.image_shape is not None:
+            digest.update(repr(space.image_shape).encode())
         for array in (z, reward.z, getattr(reward, "y", np.empty(0))):
             digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
         self.fingerprint = digest.hexdigest()

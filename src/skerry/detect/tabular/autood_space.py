@@ -87,6 +87,9 @@ class SearchSpace:
             "skip": (False, True),
         }
 
+    layer_kinds = _LAYER
+    image_shape = None
+
     @property
     def kinds(self) -> dict[str, int]:
         """Return the number of options of every kind of decision."""
@@ -166,16 +169,15 @@ class SearchSpace:
         for kind, value in head:
             if value not in self.options[kind]:
                 return f"{kind} {value!r} is not one of {self.options[kind]}"
-        before = self.n_features
+        before = self._begin()
         for i, layer in enumerate(design["layers"]):
-            for kind in _LAYER:
+            for kind in self.layer_kinds:
                 if layer.get(kind) not in self.options[kind]:
                     return f"{kind} {layer.get(kind)!r} of layer {i} is not one of {self.options[kind]}"
-            if centroid and layer["activation"] not in SAFE_FOR_CENTROID:
-                return f"activation {layer['activation']!r} of layer {i} lets a centroid collapse"
-            if layer["skip"] and layer["width"] != before:
-                return f"layer {i} skips from width {before} to {layer['width']}"
-            before = layer["width"]
+                legal = self._legal(kind, design["definition"], layer, before)
+                if not legal[self.options[kind].index(layer[kind])]:
+                    return self._reason(kind, i, layer, before)
+            before = self._after(layer, before)
         return None
 
     def sample(self, rng: np.random.Generator) -> tuple[int, ...]:
@@ -207,6 +209,30 @@ class SearchSpace:
             "layers": [{"width": min(wide, key=lambda w: (abs(w - d / 2), w)), **layer}],
         }
 
+    # ---- what a space of other layers says anew ---------------------------------------------------------------
+    def _begin(self) -> Any:
+        """Return the size of what enters the first layer."""
+        return self.n_features
+
+    def _after(self, layer: dict[str, Any], before: Any) -> Any:
+        """Return the size of what leaves a layer."""
+        return layer["width"]
+
+    def _legal(self, kind: str, definition: str, layer: dict[str, Any], before: Any) -> NDArray[np.bool_]:
+        """Return which options of a layer are legal after its earlier choices."""
+        legal = np.ones(len(self.options[kind]), dtype=bool)
+        if kind == "activation" and definition == "centroid":
+            legal = np.array([a in SAFE_FOR_CENTROID for a in ACTIVATIONS])
+        elif kind == "skip":
+            legal[1] = layer["width"] == before
+        return legal
+
+    def _reason(self, kind: str, i: int, layer: dict[str, Any], before: Any) -> str:
+        """Return why an option of layer ``i`` is not legal there."""
+        if kind == "activation":
+            return f"activation {layer[kind]!r} of layer {i} lets a centroid collapse"
+        return f"layer {i} skips from width {before} to {layer['width']}"
+
     # ---- how it is done ---------------------------------------------------------------------------------------
     def _complete(self, prefix, rng, like=()) -> tuple[int, ...]:
         names = [kind for kind, _ in self._named(like)] if like else []
@@ -224,10 +250,10 @@ class SearchSpace:
     def _string(self, design) -> tuple[int, ...]:
         string = [self.options["definition"].index(design["definition"])]
         if design["distance"] is not None:
-            string.append(DISTANCES.index(design["distance"]))
+            string.append(self.options["distance"].index(design["distance"]))
         string += [self.options["latent"].index(design["latent"]), DEPTHS.index(len(design["layers"]))]
         for layer in design["layers"]:
-            string += [self.options[kind].index(layer[kind]) for kind in _LAYER]
+            string += [self.options[kind].index(layer[kind]) for kind in self.layer_kinds]
         return tuple(string)
 
     def _walk(self, string: tuple[int, ...]):
@@ -253,20 +279,15 @@ class SearchSpace:
                 return stop, design
             design[kind] = self.options[kind][string[at - 1]]
         design["layers"] = []
-        before = self.n_features
+        before = self._begin()
         for _ in range(design.pop("depth")):
             layer: dict[str, Any] = {}
-            for kind in _LAYER:
-                legal = np.ones(len(self.options[kind]), dtype=bool)
-                if kind == "activation" and design["definition"] == "centroid":
-                    legal = np.array([a in SAFE_FOR_CENTROID for a in ACTIVATIONS])
-                elif kind == "skip":
-                    legal[1] = layer["width"] == before
-                stop = take(kind, legal)
+            for kind in self.layer_kinds:
+                stop = take(kind, self._legal(kind, design["definition"], layer, before))
                 if stop is not None:
                     return stop, design
                 layer[kind] = self.options[kind][string[at - 1]]
-            before = layer["width"]
+            before = self._after(layer, before)
             design["layers"].append(layer)
         if at < len(string):
             raise ParameterError(f"the string has {len(string) - at} choices too many")
