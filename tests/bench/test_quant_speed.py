@@ -11,7 +11,7 @@ from skerry.bench import quant_speed
 
 def test_it_runs(tmp_path, monkeypatch):
     monkeypatch.delenv("SKERRY_QUANT_PEERS", raising=False)
-    monkeypatch.setattr(quant_speed, "QUICK_SIZES", (64,))
+    monkeypatch.setattr(quant_speed, "QUICK_SIZES", (128,))
     monkeypatch.setattr(quant_speed, "QUICK_SECONDS", 0.001)
     found = quant_speed.run(True, tmp_path, 0, lambda text: None)
     paths = [row["path"] for row in found["table"]]
