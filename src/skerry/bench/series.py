@@ -121,6 +121,11 @@ def _cases(data: Path, folder: Path, quick: bool) -> tuple[list[Case], dict[str,
     return cases, labels, one_class
 
 
+def _cores() -> int:
+    """Return the cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _group(key: str) -> str:
     return key.partition("/")[0]
 
@@ -149,7 +154,7 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
             told = decisions(labels[key], flags) if flags is not None else {}
             return measures(labels[key], scores) | told
 
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(_cores()) as pool:
             results = dict(
                 zip((m.name for m in methods), pool.map(lambda m: runs.run(m, cases, measure), methods), strict=True)
             )
@@ -248,7 +253,7 @@ def _speed(quick: bool, seed: int) -> list[dict[str, Any]]:
         cpu, wall = time.process_time(), time.perf_counter()
         Ensemble(random_state=seed).fit_score(X)
         out.append({"channels": channels, "steps": steps, "CPU s": time.process_time() - cpu,
-                    "wall s": time.perf_counter() - wall, "cores": os.cpu_count()})  # fmt: skip
+                    "wall s": time.perf_counter() - wall, "cores": _cores()})  # fmt: skip
     return out
 
 
