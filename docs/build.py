@@ -46,7 +46,7 @@ def pictures() -> None:
     style = (
         "<style>.in{fill:#6b8fb3}.out{fill:#d1495b}.grey{fill:#c3ccd5}.grid{stroke:#dfe5ea}"
         ".cut{stroke:#d1495b;stroke-dasharray:5 4}"
-        ".panel{fill:#f4f6f8}.line{fill:#3d6a94}.score{fill:#8a6d3b}.event{fill:#d1495b;opacity:.22}"
+        ".panel{fill:#6b8fb3;fill-opacity:.08}.line{fill:#3d6a94}.score{fill:#8a6d3b}.event{fill:#d1495b;opacity:.22}"
         ".usual{fill:#cfe3d4;opacity:.7}text{fill:#5c6b79;font:12px system-ui,sans-serif}</style>"
     )
     points = found.map_points

@@ -99,3 +99,33 @@ def test_an_event_does_not_hide_the_next_one():
     told = follower.feed(x[299:])
     assert follower.threshold_.threshold_ < 2 * before
     assert any(498 <= float(e.start) <= 502 for e in told if e.kind == "alarm")
+
+
+@pytest.mark.parametrize("detector", ["forecast", "half-space-trees", "windowed:hbos"])
+def test_memory_does_not_grow_with_the_stream(detector):
+    rng = np.random.default_rng(0)
+    follower = LiveDetector(detector, warmup=120)
+
+    def size():
+        arrays, stack, seen = 0, [follower], set()
+        while stack:
+            thing = stack.pop()
+            if id(thing) in seen:
+                continue
+            seen.add(id(thing))
+            if isinstance(thing, np.ndarray):
+                arrays += thing.nbytes
+            elif isinstance(thing, (list, tuple)):
+                stack += thing
+            elif isinstance(thing, dict):
+                stack += thing.values()
+            elif hasattr(thing, "__dict__"):
+                stack.append(vars(thing))
+        return arrays + len(seen) * 64
+
+    follower.feed(rng.normal(size=10_000))
+    before = size()
+    for _ in range(5):
+        follower.feed(rng.normal(size=10_000))
+        follower.notes_.clear()
+    assert size() < before + 16_384  # SPOT gathers up to 1,000 peaks
