@@ -1,6 +1,7 @@
 """Duplicates, drift and leaks over a stream."""
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,3 +75,14 @@ def test_only_possible_twins_are_compared():
     watch = Watch(3, 10, [True, False, True])
     watch.add(columns)
     assert [line.split(" (")[0] for line in watch.duplicates(list("abc"), [Two()] * 3)] == ["c duplicates a"]
+
+
+def test_a_free_identifier_is_no_duplicate_of_another_but_its_copy_is():
+    n = 300
+    texts = {"id": [f"u{i}" for i in range(n)], "key": [f"k{i * 7919 % n}" for i in range(n)]}
+    texts["copy"] = texts["id"]
+    stats = [ColumnStats() for _ in texts]
+    columns = [s.add(pl.Series(v)) for s, v in zip(stats, texts.values(), strict=True)]
+    watch = Watch(3, 100)
+    watch.add(columns)
+    assert [line.split(" (")[0] for line in watch.duplicates(list(texts), stats)] == ["copy duplicates id"]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["rank"]
 
+NARROW = 60  # columns of a terminal that has no room for more than the score
 _CHOICES = {
     "correction": ("permutation", "expected", "shift", "none"),
     "mode": ("auto", "cumulative", "batch-median"),
@@ -91,6 +92,7 @@ def rank(
         ).fit(path, target=target, engine=engine)
         steps = ranker.rank_3mr() if three_mr else getattr(ranker, "steps_3mr_", None)
         seconds = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    warned += _continuous(ranker)
     if out is not None:
         ranker.write(out)
     if as_json:
@@ -103,6 +105,21 @@ def rank(
         typer.echo(f"note: {line}")
     if out is not None:
         typer.echo(f"tables: {out}")
+
+
+def _continuous(ranker: OutRank) -> list[str]:
+    """Tell of columns of numbers that hardly repeat: what their order says is not seen by counting values."""
+    rows = ranker.quality_.filter(
+        (ranker.quality_["numeric"] == 1.0) & (ranker.quality_["cardinality"] > ranker.n_rows_ / 2)
+    )
+    names = [n for n in rows["feature"].to_list() if n != ranker.target_]
+    if not names or ranker.n_rows_ < 50:
+        return []
+    shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+    return [
+        f"numbers that hardly repeat in {shown}: values are counted here, their order is "
+        "not used; skerry.rank.MutualInformationScreen ranks continuous columns"
+    ]
 
 
 def _payload(ranker: OutRank, steps: list[dict[str, Any]] | None, warned: list[str]) -> dict[str, Any]:
@@ -130,22 +147,25 @@ def _print(ranker: OutRank, top: int) -> None:
 
     console = Console(highlight=False)
     ranking = ranker.ranking_
-    console.print(f"{ranker.n_rows_:,} rows, {ranking.height:,} columns ranked against {ranker.target_}", style="bold")
+    title = f"{ranker.n_rows_:,} rows, {ranking.height:,} columns ranked against {ranker.target_}"
+    console.print(Text(title), style="bold", soft_wrap=True)
     columns = ["score", "z", "q_value", "cardinality", "coverage"]
-    if ranking["gain"].null_count() < ranking.height:
+    if console.width < NARROW:
+        columns = ["score"]
+    if ranking["gain"].null_count() < ranking.height and console.width >= NARROW:
         columns.insert(3, "gain")
     if ranking["z"].null_count() == ranking.height:
         columns = [c for c in columns if c not in ("z", "q_value")]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("feature", *columns):
-        table.add_column(name, justify="left" if name == "feature" else "right")
+        table.add_column(name, justify="left" if name == "feature" else "right", overflow="fold")
     for row in ranking.head(top).to_dicts():
         noise = row["above_control"] is False
         table.add_row(Text(str(row["feature"])), *(_cell(row[k]) for k in columns), style="dim" if noise else "")
     console.print(table)
     below = int((ranking["above_control"] == False).sum())  # noqa: E712 - null where there are no controls
     if below:
-        console.print(f"{below:,} of them are below the best column of pure noise")
+        console.print(f"{below:,} of them are below the best column of pure noise", soft_wrap=True)
 
 
 def _cell(value: object) -> str:

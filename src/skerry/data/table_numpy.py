@@ -74,7 +74,9 @@ def npz_table(path: Path) -> Table:
                     raise DataError(f"{name}: two arrays are named {key!r}; save it again")
                 held[key] = info
             if "X" not in held:
-                raise DataError(f"{name}: holds {', '.join(held) or 'nothing'}, but no array X")
+                raise DataError(
+                    f"{name}: holds {', '.join(held) or 'nothing'}, but no array X; save the table under that name"
+                )
             declared = sum(held[k].file_size for k in ("X", "y") if k in held)
             if declared > most_unpacked(packed):
                 raise DataError(

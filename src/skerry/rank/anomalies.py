@@ -21,6 +21,7 @@ __all__ = ["Watch"]
 PERIODS = 10  # that the rows are cut into to see drift
 FEWEST_ROWS = 1_000
 DRIFT = 0.1  # share of a column's information that the period tells, above which the column drifts
+UNIQUE = 0.5  # share of the rows that a column's values may number before their order of appearance proves nothing
 LEAK = 0.99  # share of the target's entropy that a column tells, above which it leaks the target
 
 
@@ -68,13 +69,19 @@ class Watch:
         self.rows += n
 
     def duplicates(self, names: list[str], stats: list[ColumnStats]) -> list[str]:
-        """Return the columns that are another one with its values renamed."""
+        """Return the columns that are another one with its values renamed.
+
+        Where nearly all values differ, any column is another one renamed: there the values themselves must be equal.
+        """
         found: list[str] = []
-        seen: dict[bytes, str] = {}
+        seen: dict[tuple[bytes, str], str] = {}
         for name, own, digest in zip(names, stats, self.digests, strict=True):
             if digest is None or own.cardinality < 2:
                 continue
-            other = seen.setdefault(digest.digest(), name)
+            alike = ""
+            if own.cardinality > UNIQUE * self.rows:
+                alike = hashlib.blake2b("\0".join(own.places).encode("utf-8", "surrogatepass")).hexdigest()
+            other = seen.setdefault((digest.digest(), alike), name)
             if other != name:
                 found.append(f"{name} duplicates {other} (one determines the other, value by value)")
         return found

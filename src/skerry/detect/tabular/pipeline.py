@@ -198,7 +198,6 @@ def find_outliers(
     from skerry.data.tables import open_table
 
     check_engine(engine)
-
     started = time.perf_counter()
     if model is not None and not isinstance(model, TableModel):
         raise ModelError(f"model must be a fitted TableModel, got {type(model).__name__}")
@@ -210,6 +209,7 @@ def find_outliers(
     if label is not None and label not in table.columns:
         raise DataError(f"{table.name}: no label column {label!r}; columns are {', '.join(table.columns[:20])}")
     notes = list(table.notes)
+    fresh = model is None and reference is None  # fitted on the very rows that it scores
     implied = label is None and table.name.endswith(".npz") and "y" in table.columns
     if implied:
         label = "y"
@@ -221,7 +221,7 @@ def find_outliers(
             model = TableModel(detector, threshold, random_state).fit(frame, positions=positions)
     if on_fitted is not None:
         on_fitted(model)
-    with _named(table):
+    with _named(table, writer):
         scored = _score_stream(
             model, table, label, implied, explain, top, writer, batch_rows, engine, random_state, on_progress, notes
         )
@@ -230,6 +230,11 @@ def find_outliers(
         notes.append(
             "conformal: nothing stands out at this false discovery rate; a table that is its own reference "
             "leaves little power, give rows known to be normal as the reference"
+        )
+    if scored["n_flagged"] > scored["rows"] / 2 and scored["rows"] > 1 and not fresh:
+        notes.append(
+            "more than half of the rows are beyond the threshold: what the detector was fitted on may be another kind "
+            "of table, or in other units"
         )
     return Findings(
         source=table.name,
@@ -244,12 +249,12 @@ def find_outliers(
 
 
 @contextmanager
-def _named(table: Table) -> Iterator[None]:
+def _named(table: Table, writer: RowWriter | None = None) -> Iterator[None]:
     """Put the table's name, and what was found out about it, into an error that knows only a column."""
     try:
         yield
     except DataError as error:
-        if table.name in str(error):
+        if table.name in str(error) or (writer is not None and str(error).startswith(str(writer.path))):
             raise
         found = f" ({'; '.join(table.notes)})" if table.notes else ""
         raise DataError(f"{table.name}: {error}{found}") from None
@@ -340,6 +345,11 @@ def _score_stream(
         cutoff = float(s[flagged].min()) if flagged.any() else np.inf
 
     flagged_rows = np.flatnonzero(flagged)
+    if flagged_rows.size == 0 and not isinstance(detector.threshold_rule_, Conformal):
+        notes.append(
+            f"nothing is above the threshold; the highest score is {s.max():.4g}, of row {s.argmax()}, and the "
+            "threshold contamination:0.01 would flag one row in a hundred"
+        )
     ranked = flagged_rows[np.argsort(-s[flagged_rows], kind="stable")]
     wanted = flagged_rows if writer is not None else np.sort(ranked[:top])
     rng = np.random.default_rng(random_state)
