@@ -12,7 +12,9 @@ import typer
 
 from skerry.app.bench import bench
 from skerry.app.detect import detect
+from skerry.app.diagnose import diagnose
 from skerry.app.papers import papers
+from skerry.app.quantize import quantize
 from skerry.app.rank import rank
 
 __all__ = ["app", "main"]
@@ -21,7 +23,7 @@ INTERRUPTED = "interrupted; nothing half-written was left"
 
 app = typer.Typer(
     name="skerry",
-    help="Outliers, end to end: find them in tables, rank features, and see why.",
+    help="Outliers, end to end: find them, rank features, run networks in few bits, and see why.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -29,6 +31,8 @@ app = typer.Typer(
 )
 app.command()(detect)
 app.command()(rank)
+app.command()(diagnose)
+app.command()(quantize)
 app.command()(papers)
 app.add_typer(bench, name="bench")
 

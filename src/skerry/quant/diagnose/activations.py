@@ -78,6 +78,8 @@ class LayerActivations:
         Elements above the threshold.
     tokens : list of OutlierToken
         At most 64 of them.
+    peaks : Tensor of shape (channels,)
+        Largest absolute value of every channel.
     """
 
     name: str
@@ -89,6 +91,7 @@ class LayerActivations:
     moderate: int = 0
     outliers: int = 0
     tokens: list[OutlierToken] = field(default_factory=list)
+    peaks: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @property
     def ratio(self) -> float:
@@ -168,6 +171,7 @@ class StreamWatch:
             central = four / n - 4 * mean * cube + 6 * mean**2 * two / n - 3 * mean**4
             layer.mean = absolute / n
             layer.kurtosis = central / variance**2 if variance > 0 else 0.0
+            layer.peaks = self._channel[name]
             layer.channels = tuple(self._channel[name].topk(min(2, len(self._channel[name]))).indices.tolist())
 
     @contextmanager

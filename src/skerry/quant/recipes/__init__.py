@@ -15,7 +15,10 @@ __all__ = ["RECIPES", "make_recipe"]
 
 # name: (module of this folder, what it is good for in a line)
 RECIPES: dict[str, tuple[str, str]] = {
+    "adadim": ("adadim", "weights of 4 bits and below: groups by row or column, as the output asks (AdaDim)"),
+    "awq": ("awq", "weights of 4 bits and below: column scales from the inputs (AWQ)"),
     "gptq": ("gptq", "weights of 4 bits and below: error feedback (GPTQ)"),
+    "llm-int8": ("llm_int8", "8 bits without calibration: outlier columns stay in floating point (LLM.int8)"),
     "olive": ("olive", "exactly 4 bits with room for outliers: victim pairs (OliVe)"),
     "os-plus": ("os_plus", "static activations: shift and scale every channel (Outlier Suppression+)"),
     "outliertune": ("outliertune", "static activations without a scale at run time (OutlierTune)"),

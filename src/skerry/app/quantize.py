@@ -1,0 +1,184 @@
+"""``skerry quantize``: a model folder in, a smaller one out, and what it cost, layer by layer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from skerry.app.console import progress, quiet_warnings, use_threads
+
+__all__ = ["quantize"]
+
+
+def quantize(
+    model: Annotated[Path, typer.Argument(help="Folder with config.json and safetensors weights.")],
+    recipe: Annotated[str, typer.Option(help="A name of --list, or auto: try a few and take the best.")] = "auto",
+    bits: Annotated[str, typer.Option(help="Weights and activations: w8a8, w4a16, w4a16g128, w4a4 ...")] = "w8a8",
+    calibration: Annotated[Path | None, typer.Option(help="Text (UTF-8, .gz), or .npy of token ids.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for the quantized model.")] = None,
+    layout: Annotated[str, typer.Option(help="auto, compressed-tensors, skerry-v1 or dense.")] = "auto",
+    context: Annotated[int, typer.Option(min=2, help="Tokens of a calibration window.")] = 512,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Windows at a time.")] = 8,
+    budget: Annotated[float, typer.Option(min=0, help="Seconds for --recipe auto to try recipes.")] = 120.0,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what it would take, and stop.")] = False,
+    compare: Annotated[str | None, typer.Option(help="Recipes with commas between: a table, nothing is saved.")] = None,
+    scratch: Annotated[Path | None, typer.Option(help="Folder for hidden states that do not fit --memory.")] = None,
+    memory: Annotated[int, typer.Option(min=1, help="MiB of hidden states kept in memory.")] = 2048,
+    names: Annotated[bool, typer.Option("--list", help="List the recipes, and stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
+) -> None:
+    """Quantize a model by a recipe and save it where serving engines can load it.
+
+    Example: `skerry quantize MODEL --recipe gptq --bits w4a16g128 --calibration text.txt --out small`
+    """
+    from skerry.quant.recipes import RECIPES, make_recipe
+
+    if names:
+        for name, (_, what) in sorted(RECIPES.items()):
+            typer.echo(f"{name:<14} {what}")
+        return
+    chosen_names = [n.strip() for n in compare.split(",") if n.strip()] if compare else [recipe]
+    fixed = {n: make_recipe(n, bits) for n in chosen_names if n != "auto"}  # a wrong name or width is told at once
+    if out is None and not plan and compare is None:
+        raise typer.BadParameter("give --out FOLDER for the quantized model, or --plan, or --compare a,b")
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise typer.BadParameter(f"{out} is in use; give a new folder")
+    use_threads(threads)
+    with quiet_warnings():
+        from skerry.deep.model_folder import load_model_folder
+        from skerry.deep.token_text import token_windows
+
+        loaded = load_model_folder(model)
+        batches: list[Any] = []
+        if calibration is not None:
+            config = loaded.config
+            longest = getattr(config, "max_position_embeddings", None) or context
+            vocabulary = getattr(config, "vocab_size", None)
+            length = min(context, longest)
+            windows = token_windows(calibration, model, length=length, count=samples, vocabulary=vocabulary)
+            batches = list(windows.split(batch))
+        if plan:
+            _show_plan(loaded, {n: fixed[n] for n in fixed} or {"rtn": make_recipe("rtn", bits)}, batches, as_json)
+            return
+        if compare is not None:
+            _compare(loaded, fixed, batches, as_json, seed)
+            return
+        _quantize(loaded, recipe, bits, fixed, batches, out, layout, budget, scratch, memory * 2**20, as_json, seed)
+
+
+def _quantize(
+    model: Any,
+    name: str,
+    bits: str,
+    fixed: dict[str, Any],
+    batches: list[Any],
+    out: Path | None,
+    layout: str,
+    budget: float,
+    scratch: Path | None,
+    memory: int,
+    as_json: bool,
+    seed: int,
+) -> None:
+    from skerry.quant.auto import choose_recipe
+    from skerry.quant.checkpoint import save
+    from skerry.quant.engine import quantize_model
+    from skerry.quant.recipes import make_recipe
+
+    found: dict[str, Any] = {}
+    if name == "auto":
+        choice = choose_recipe(model, bits, batches, budget=budget, progress=_say)
+        name, fixed = choice.name, {choice.name: make_recipe(choice.name, bits)}
+        found["auto"] = {"recipe": choice.name, "why": choice.why, "tried": choice.tried}
+        _say(f"{choice.name}: {choice.why}")
+    with progress("quantizing") as step:
+        quantized, report = quantize_model(
+            model,
+            fixed[name],
+            calibration=batches or None,
+            inplace=True,
+            memory=memory,
+            scratch=scratch,
+            random_state=seed,
+            progress=lambda what, done, total: step(done, total),
+        )
+    saved = save(quantized, out, layout=layout)  # type: ignore[arg-type]
+    found |= {"recipe": name, "bits": bits, "out": str(out), "saved": saved, "report": report.to_plain()}
+    if as_json:
+        sys.stdout.write(json.dumps(found) + "\n")
+        return
+    typer.echo(str(report))
+    typer.echo(f"{out}: {saved['bytes'] / 2**20:,.1f} MiB as {saved['layout']}")
+    if saved.get("reason"):
+        typer.echo(f"not as compressed-tensors: {saved['reason']}")
+
+
+def _compare(model: Any, recipes: dict[str, Any], batches: list[Any], as_json: bool, seed: int) -> None:
+    from skerry.core.errors import DataError, SkerryError
+    from skerry.quant.comparison import compare
+    from skerry.quant.engine import quantize_model
+
+    if len(batches) < 2:
+        raise DataError("--compare needs --calibration with text for two batches: the last one judges")
+    rows = []
+    for name, recipe in recipes.items():
+        _say(name)
+        try:
+            quantized, report = quantize_model(model, recipe, calibration=batches[:-1], random_state=seed)
+        except SkerryError as error:
+            rows.append({"recipe": name, "note": str(error)})
+            continue
+        result = compare(model, quantized, batches[-1:], repetitions=2)
+        worst = report.worst(1)
+        rows.append(
+            {
+                "recipe": name,
+                "bits per weight": report.bits_per_weight,
+                "loss": result.quantized_loss,
+                "increase": result.quantized_loss - result.loss,
+                "decibels": result.signal_to_noise,
+                "worst layer": worst[0].name if worst else "",
+                "seconds": report.seconds,
+                "tokens/s": result.quantized_items_per_second,
+            }
+        )
+    if as_json:
+        from skerry.bench.runner import plain
+
+        sys.stdout.write(json.dumps({"rows": plain(rows)}) + "\n")
+    else:
+        _table(rows)
+
+
+def _show_plan(model: Any, recipes: dict[str, Any], batches: list[Any], as_json: bool) -> None:
+    from skerry.quant.plan import plan
+
+    found = {name: plan(model, recipe, batches) for name, recipe in recipes.items()}
+    if as_json:
+        sys.stdout.write(json.dumps(found) + "\n")
+        return
+    for name, rows in found.items():
+        typer.echo(name)
+        _table(rows)
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(*keys)
+    for row in rows:
+        table.add_row(*(f"{v:,.4g}" if isinstance(v, float) else str(v) for v in (row.get(k, "") for k in keys)))
+    Console().print(table)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
