@@ -101,7 +101,7 @@ def gram_of(statistics: LayerStatistics, W: Tensor, name: str) -> Tensor:
         raise ModelError(f"{name}: a Gram matrix of {tuple(gram.shape)} does not fit {W.shape[1]} inputs")
     if not bool(torch.isfinite(gram).all()):
         raise ModelError(f"{name}: the Gram matrix of its inputs holds NaN or infinite values")
-    return (gram + gram.T) / 2
+    return (gram + gram.T).mul_(0.5)
 
 
 def affine(grid: Any, name: str, solver: str) -> AffineGrid:
@@ -239,19 +239,19 @@ def feedback_factor(gram: Tensor, damp: float) -> Factor | None:
     mean = float(diagonal.mean())
     if mean <= 0.0:
         return None
-    flipped = gram.flip(0, 1)
     dead = (diagonal <= 0.0).flip(0)
     while True:
-        H = flipped.clone()
+        H = gram.flip(0, 1)  # a copy: wide layers' matrices take a gigabyte
         H.diagonal().add_(damp * mean)
         H.diagonal()[dead] = 1.0
         lower, failed = torch.linalg.cholesky_ex(H)
         pivots = lower.diagonal()
         # rank deficiency may pass as tiny pivots of nothing but rounding
         if not failed and float(pivots.min()) ** 2 > 1e-13 * float(H.diagonal().max()):
+            del H
             upper = lower.flip(0, 1)
-            power = upper.diagonal() ** 2
-            return Factor(upper / upper.diagonal(), power.clone(), damp)
+            pivots = upper.diagonal().clone()
+            return Factor(upper.div_(pivots), pivots**2, damp)
         if damp + DAMP_STEP > DAMP_LIMIT + 1e-12:
             return None
         damp += DAMP_STEP
