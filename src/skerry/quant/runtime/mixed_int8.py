@@ -18,6 +18,7 @@ from skerry.quant.runtime.capability import int8_products
 from skerry.quant.runtime.extras import Extras
 from skerry.quant.runtime.int8_form import has_int8_form, int8_form
 from skerry.quant.runtime.packing import PackedInt8
+from skerry.quant.runtime.w8a8 import unsigned
 
 __all__ = ["MixedInt8Kernel"]
 
@@ -92,22 +93,26 @@ class MixedInt8Kernel:
         if zero is not None and len(outliers):
             codes.index_copy_(1, outliers, zero.expand(-1, len(outliers)))  # worth 0, whatever the zero point
         reads = len(outliers) and self.kept is None
-        inputs = torch.empty(tokens + (len(outliers) if reads else 0), flat.shape[1], dtype=torch.uint8)
-        inputs[:tokens] = codes.add_(128.0)
+        inputs = unsigned(codes)
         if reads:
-            inputs[tokens:] = 128
-            inputs[tokens + torch.arange(len(outliers)), outliers] = 129
-        product = self.packed.product(inputs)
+            unit = torch.full((len(outliers), flat.shape[1]), 128, dtype=torch.uint8)
+            unit[torch.arange(len(outliers)), outliers] = 129
+            inputs = torch.cat((inputs, unit))
+        shifted = zero is not None or self.zero is not None  # whole numbers then cancel exactly before they are scaled
+        product = self.packed.product(inputs, None if shifted else self.scale)
         y = product[:tokens]
         if self.zero is not None:
-            y.addr_(codes.sum(1) - 128.0 * codes.shape[1], self.zero, alpha=-1.0)
+            y.addr_(codes.sum(1), self.zero, alpha=-1.0)
         if zero is not None:
             y.addcmul_(zero, self.row_sum, value=-1.0)
-        y.mul_(scale).mul_(self.scale)
+        y.mul_(scale)
+        if shifted:
+            y.mul_(self.scale)
         if len(outliers):
             if self.kept is None:
                 rows = product[tokens:]
-                rows = (rows if self.zero is None else rows - self.zero) * self.scale
+                rows = rows if self.zero is None else rows - self.zero
+                rows = rows * self.scale if shifted else rows
             else:
                 rows = self.kept if self.activation.mode == "static" else self.kept[outliers]
             y.addmm_(flat[:, outliers].float(), rows.float())

@@ -28,17 +28,20 @@ class PackedInt8:
         """Bytes of the codes."""
         return self.out * self.width
 
-    def product(self, inputs: Tensor) -> Tensor:
-        """Return ``(inputs - 128) @ codes^T`` as float32 (tokens, out), exact up to 2^24.
+    def product(self, inputs: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Return ``(inputs - 128) @ codes^T`` as float32 (tokens, out), without a scale exact up to 2^24.
 
         Parameters
         ----------
         inputs : uint8 Tensor of shape (tokens, in)
+        scale : float32 Tensor of shape (out,), optional
+            Multiplied in.
         """
         if not len(inputs):
             return torch.zeros(0, self.out)
+        scale = self._ones if scale is None else scale
         return torch.ops.onednn.qlinear_pointwise(
-            inputs, 1.0, 128, self.packed, self._ones, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            inputs, 1.0, 128, self.packed, scale, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
 
     def rows(self, columns: Tensor) -> Tensor:

@@ -15,10 +15,9 @@ from skerry.quant.runtime.extras import Extras
 from skerry.quant.runtime.int8_form import has_int8_form, int8_form
 from skerry.quant.runtime.packing import PackedInt8
 
-__all__ = ["Int8Linear", "int8_input"]
+__all__ = ["Int8Linear", "int8_input", "unsigned"]
 
 TINY = 1e-12
-BLOCK = 2**17  # entries rounded at a time, so that every step finds them in cache
 
 
 class Int8Linear:
@@ -68,12 +67,15 @@ class Int8Linear:
         """Return (..., out) in the dtype of ``x``."""
         flat = x.reshape(-1, x.shape[-1])
         codes, scale, zero = int8_input(flat, self.activation)
-        y = self.packed.product(codes)
+        shifted = zero is not None or self.zero is not None  # whole numbers then cancel exactly before they are scaled
+        y = self.packed.product(codes, None if shifted else self.scale)
         if self.zero is not None:
             y.addr_(codes.sum(1, dtype=torch.int64).float() - 128.0 * codes.shape[1], self.zero, alpha=-1.0)
         if zero is not None:
             y.addcmul_(zero, self.row_sum, value=-1.0)
-        y.mul_(scale).mul_(self.scale)
+        y.mul_(scale)
+        if shifted:
+            y.mul_(self.scale)
 
         def rounded(columns: Tensor | None) -> Tensor:
             part = codes if columns is None else codes[:, columns]
@@ -100,6 +102,7 @@ def int8_input(x: Tensor, activation: Any) -> tuple[Tensor, Tensor, Tensor | Non
         ``x`` is about ``(codes - 128 - zero) * scale``.
     """
     top = 2 ** (activation.bits - 1) - 1
+    x = x.float()
     if isinstance(activation, RoundClamp):
         return _codes(x, None, None, -top - 1, top), x.new_ones(1, 1, dtype=torch.float32), None
     low, high = _range(x, activation)
@@ -121,24 +124,17 @@ def _range(x: Tensor, activation: Any) -> tuple[Tensor, Tensor]:
         nothing = torch.zeros(len(x) if isinstance(activation, TokenDynamic) else 1, 1)
         return nothing, nothing
     if isinstance(activation, TensorDynamic):
-        low, high = (t.float().reshape(1, 1) for t in torch.aminmax(x))
-        return low, high
-    if activation.symmetric:
-        high = torch.linalg.vector_norm(x, float("inf"), dim=1, keepdim=True, dtype=torch.float32)
-        return -high * activation.ratio, high * activation.ratio
-    low, high = torch.aminmax(x, dim=1, keepdim=True)
-    return low.float() * activation.ratio, high.float() * activation.ratio
+        return x.amin().reshape(1, 1), x.amax().reshape(1, 1)
+    return x.amin(1, keepdim=True) * activation.ratio, x.amax(1, keepdim=True) * activation.ratio
+
+
+def unsigned(codes: Tensor) -> Tensor:
+    """Return whole float32 numbers of -128 .. 127 as uint8, plus 128; by way of int8, which is the fast cast."""
+    return codes.to(torch.int8).view(torch.uint8).bitwise_xor_(128)
 
 
 def _codes(x: Tensor, scale: Tensor | None, zero: Tensor | None, low: int, high: int) -> Tensor:
-    codes = torch.empty(x.shape, dtype=torch.uint8)
-    rows = max(1, BLOCK // max(1, x.shape[1]))
-    for start in range(0, len(x), rows):
-        part = slice(start, start + rows)
-        y = x[part].float()
-        if scale is not None:
-            y = y / (scale[part] if len(scale) > 1 else scale)
-        if zero is not None:
-            y = y + (zero[part] if len(zero) > 1 else zero)
-        codes[part] = torch.round(y).clamp_(low, high).add_(128.0)
-    return codes
+    y = x.clone() if scale is None else x / scale
+    if zero is not None:
+        y += zero
+    return unsigned(y.round_().clamp_(low, high))
