@@ -46,8 +46,8 @@ def follow(
     if detector is None:
         detector = "forecast"
         _tell(
-            "followed by the detector forecast: the default of whole series, ensemble, needs a longer past than a warm-up "
-            "and met fewer labelled events after one; --detector ensemble takes it all the same"
+            "followed by the detector forecast: the default of whole series, ensemble, needs a longer past than a "
+            "warm-up and met fewer labelled events after one; --detector ensemble takes it all the same"
         )
     options: dict[str, Any] = {
         "detector": detector, "threshold": threshold, "seed": seed, "time": time, "label": label, "warmup": warmup,
