@@ -120,26 +120,29 @@ class OutlierSplit:
             if self.columns is None:
                 raise ModelError("these static outlier columns have not seen calibration data")
             return torch.tensor(self.columns, dtype=torch.int64, device=x.device)
-        top = x.reshape(-1, x.shape[-1]).abs().amax(0) if x.numel() else x.new_zeros(x.shape[-1])
-        return torch.nonzero(top >= self.threshold)[:, 0]
+        if not x.numel():
+            return torch.zeros(0, dtype=torch.int64, device=x.device)
+        flat = x.reshape(-1, x.shape[-1])
+        return torch.nonzero(torch.maximum(flat.amax(0), -flat.amin(0)) >= self.threshold)[:, 0]
 
     def split(self, x: Tensor) -> SplitInput:
         """Cut and round an input (tokens, in); scales are float32 and codes clamped before any cast."""
-        outliers = self.find(x)
-        y = x.float()
+        y = x.float() if x.dtype != torch.float32 else x.clone()  # changed in place: fresh memory costs more than sums
+        outliers = self.find(y)
         ranged = y
         if len(outliers):
-            y = y.index_fill(1, outliers, 0.0)
-            ranged = y if self.scope == "columns" else x.float().masked_fill(x.abs() >= self.threshold, 0.0)
+            if self.scope == "entries":
+                ranged = y.masked_fill(y.abs() >= self.threshold, 0.0)
+            y.index_fill_(1, outliers, 0.0)
         top = 2 ** (self.bits - 1) - 1
+        low, high = ranged.amin(1, keepdim=True), ranged.amax(1, keepdim=True)
         if self.symmetric:
-            scale = (ranged.abs().amax(1, keepdim=True) / top).clamp(min=TINY)
-            return SplitInput(torch.round(y / scale).clamp(-top, top), scale, None, outliers)
-        low, high = ranged.amin(1, keepdim=True).clamp(max=0.0), ranged.amax(1, keepdim=True).clamp(min=0.0)
+            scale = (torch.maximum(-low, high) / top).clamp(min=TINY)
+            return SplitInput(y.div_(scale).round_().clamp_(-top, top), scale, None, outliers)
+        low, high = low.clamp(max=0.0), high.clamp(min=0.0)
         scale = ((high - low) / (2 * top + 1)).clamp(min=TINY)
         zero = torch.round(-top - 1 - low / scale)
-        codes = torch.round(y / scale + zero).clamp(-top - 1, top)
-        return SplitInput(codes, scale, zero, outliers)
+        return SplitInput(y.div_(scale).add_(zero).round_().clamp_(-top - 1, top), scale, zero, outliers)
 
     def fake(self, x: Tensor) -> Tensor:
         """Return ``x`` (..., in) rounded, its outlier columns as they were."""

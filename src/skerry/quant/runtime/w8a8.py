@@ -102,7 +102,7 @@ def int8_input(x: Tensor, activation: Any) -> tuple[Tensor, Tensor, Tensor | Non
         ``x`` is about ``(codes - 128 - zero) * scale``.
     """
     top = 2 ** (activation.bits - 1) - 1
-    x = x.float()
+    x = x.clone() if x.dtype == torch.float32 else x.float()  # changed in place below
     if isinstance(activation, RoundClamp):
         return _codes(x, None, None, -top - 1, top), x.new_ones(1, 1, dtype=torch.float32), None
     low, high = _range(x, activation)
@@ -134,7 +134,8 @@ def unsigned(codes: Tensor) -> Tensor:
 
 
 def _codes(x: Tensor, scale: Tensor | None, zero: Tensor | None, low: int, high: int) -> Tensor:
-    y = x.clone() if scale is None else x / scale
+    if scale is not None:
+        x.div_(scale)
     if zero is not None:
-        y += zero
-    return unsigned(y.round_().clamp_(low, high))
+        x.add_(zero)
+    return unsigned(x.round_().clamp_(low, high))
