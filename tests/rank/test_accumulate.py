@@ -146,3 +146,10 @@ def test_derived_columns_follow_the_given_ones():
     assert block.codes.shape[0] == len(block.names) + 1 == block.values.shape[0]
     assert block.values[block.names.index("x_tr_sqrt")].tolist() == [1.0, 2.0] * 9
     assert block.values[-1].tolist() == [0.0, 1.0] * 9
+
+
+def test_progress_tells_the_rows_read():
+    frame = pl.DataFrame({"a": [1, 2, 3, 4], "y": [0, 1, 0, 1]})
+    told = []
+    OutRank().fit(iter([frame, frame]), target="y", on_progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (8, None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skerry.app.console import quiet_warnings, usable_engine, use_threads
+from skerry.app.console import progress, quiet_warnings, usable_engine, use_threads
 
 if TYPE_CHECKING:
     from skerry.rank import OutRank
@@ -65,7 +65,7 @@ def rank(
     for name, value in chosen.items():
         if value is not None and value not in _CHOICES[name]:
             raise typer.BadParameter(f"--{name} {value!r}: use {', '.join(_CHOICES[name])}")
-    with quiet_warnings() as warned:
+    with quiet_warnings() as warned, progress("reading") as update:
         from skerry.rank import OutRank
         from skerry.rank.surrogates import HEURISTICS
 
@@ -89,7 +89,7 @@ def rank(
             row_quality=row_quality,
             subsampling=subsample,
             random_state=seed,
-        ).fit(path, target=target, engine=engine)
+        ).fit(path, target=target, engine=engine, on_progress=update)
         steps = ranker.rank_3mr() if three_mr else getattr(ranker, "steps_3mr_", None)
         seconds = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
     warned += _continuous(ranker)

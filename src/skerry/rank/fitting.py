@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,8 +43,17 @@ CODES = 1 << 19  # a control column with more values is folded to so many where 
 class Fit:
     """Reads one source for one ranker and sets the ranker's attributes."""
 
-    def __init__(self, ranker: OutRank, X: Any, y: Any, target: str, engine: str = "local") -> None:
+    def __init__(
+        self,
+        ranker: OutRank,
+        X: Any,
+        y: Any,
+        target: str,
+        engine: str = "local",
+        on_progress: Callable[[int, int | None], None] | None = None,
+    ) -> None:
         self.ranker, self.source, self.y, self.target, self.engine = ranker, X, y, target, engine
+        self.on_progress = on_progress
         self.seed = ranker.random_state or 0
         triple = ranker.heuristic == "MI-numba-3mr"
         self.pairwise = ranker.pairwise or triple
@@ -80,6 +89,8 @@ class Fit:
         with self._timed("read and encode"):
             for batch in self._batches():
                 self._add(batch)
+                if self.on_progress:
+                    self.on_progress(self.rows, None)
         if self.rows == 0:
             raise DataError("the table has no rows")
         if self.stats[-1].cardinality < 2:

@@ -8,6 +8,7 @@ value counts reach on shuffled rows is subtracted.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
@@ -194,7 +195,15 @@ class OutRank(SelectorMixin, BaseEstimator):
         self.n_jobs = n_jobs
 
     # ---- fit -----------------------------------------------------------------------------------------------
-    def fit(self, X: Any, y: Any = None, *, target: str = "label", engine: str = "local") -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        target: str = "label",
+        engine: str = "local",
+        on_progress: Callable[[int, int | None], None] | None = None,
+    ) -> Self:
         """Rank the columns of ``X`` against its column ``target``, or against ``y`` of shape (n,) if given.
 
         Parameters
@@ -206,6 +215,7 @@ class OutRank(SelectorMixin, BaseEstimator):
             Where columns are read and encoded: here, or by Ray Data (extra ``scale``) on the cluster that RAY_ADDRESS
             names, else on this machine; their counts are joined here. The ranking is the same, bit for bit, as long as
             no column has more than 2^18 values.
+        on_progress : callable (rows read, rows in all or None), optional
 
         Raises
         ------
@@ -242,7 +252,7 @@ class OutRank(SelectorMixin, BaseEstimator):
         if self.n_jobs > 0:
             numba.set_num_threads(min(self.n_jobs, before))
         try:
-            Fit(self, X, y, target, engine).run()
+            Fit(self, X, y, target, engine, on_progress).run()
             if named:
                 self.feature_names_in_ = np.array(self._names, dtype=object)
             if self.heuristic == "MI-numba-3mr":
