@@ -54,6 +54,8 @@ def detect(
     Example: `skerry detect payments.csv --threshold contamination:0.01 --report findings.html`
 
     Example: `skerry detect sensors.csv --kind series --merge-gap 30 --out scores.csv`
+
+    Example: `skerry detect sensor.csv --kind series --follow --state sensor.state`
     """
     use_threads(threads)
     if kind not in ("auto", "table", "series"):

@@ -5,6 +5,7 @@ import pytest
 
 from skerry.core.errors import DataError, ModelError, ParameterError
 from skerry.detect.series import Forecast, LiveDetector
+from skerry.detect.series.registry import SERIES_DETECTORS, make_series_detector
 
 
 def series(n=400, c=2, seed=0):
@@ -20,7 +21,21 @@ def live(detector="forecast", **more):
     return LiveDetector(detector, warmup=120, threshold="extreme:0.02", **more)
 
 
-FOLLOW = ["forecast", "half-space-trees", "windowed", "windowed:pca", "ensemble", Forecast(lags=8, smoothing=5)]
+FOLLOW = [
+    "forecast",
+    "channel-components",
+    "half-space-trees",
+    "windowed",
+    "windowed:pca",
+    "ensemble",
+    Forecast(lags=8, smoothing=5),
+]
+
+
+def test_every_detector_that_follows_is_tried():
+    for name in SERIES_DETECTORS:
+        tried = any(isinstance(d, str) and d.partition(":")[0] == name for d in FOLLOW)
+        assert tried == hasattr(make_series_detector(name), "update"), name
 
 
 def same(told, whole):
