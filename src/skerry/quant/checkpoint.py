@@ -23,7 +23,7 @@ from skerry.quant.checkpoint_files import ShardReader, ShardWriter, new_folder, 
 from skerry.quant.checkpoint_load import MAP, float_keys, load, read_part
 from skerry.quant.groups import ShiftedNorm
 from skerry.quant.linear import QuantizedLinear
-from skerry.quant.parts import SparseColumns, SparseEntries
+from skerry.quant.parts import Solved, SparseColumns, SparseEntries
 from skerry.quant.recipe import to_plain
 
 __all__ = ["LAYOUTS", "load", "save"]
@@ -121,27 +121,28 @@ def _not_dense(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> str |
 
 def _write_layers(writer: ShardWriter, layers: Mapping[str, QuantizedLinear], layout: str) -> None:
     for name, layer in layers.items():
+        solved = layer.solved  # once: a layer with a kernel unpacks it here
         if layout == "dense":
-            tensors = {"weight": _dense(layer)}
+            tensors = {"weight": _dense(solved, layer)}
         elif layout == "compressed-tensors":
-            form = compressed.scheme_of(layer.solved, layer.activation)["format"]
-            tensors = compressed.layer_tensors(layer.solved.weight, form)
+            form = compressed.scheme_of(solved, layer.activation)["format"]
+            tensors = compressed.layer_tensors(solved.weight, form)
         else:
-            tensors = _parts(layer)
+            tensors = _parts(solved, layer)
         for key, tensor in tensors.items():
             writer.add(f"{name}.{key}", tensor)
         if layer.bias is not None:
             writer.add(f"{name}.bias", layer.bias)
 
 
-def _dense(layer: QuantizedLinear) -> Tensor:
-    total = layer.solved.dense()
+def _dense(solved: Solved, layer: QuantizedLinear) -> Tensor:
+    total = solved.dense()
     return total if layer.bias is None else total.to(layer.bias.dtype)
 
 
-def _parts(layer: QuantizedLinear) -> dict[str, Tensor]:
-    found = {f"weight.{k}": t for k, t in layer.solved.weight.tensors().items()}
-    sparse, low_rank = layer.solved.sparse, layer.solved.low_rank
+def _parts(solved: Solved, layer: QuantizedLinear) -> dict[str, Tensor]:
+    found = {f"weight.{k}": t for k, t in solved.weight.tensors().items()}
+    sparse, low_rank = solved.sparse, solved.low_rank
     if isinstance(sparse, SparseEntries):
         found |= {"sparse.rows": sparse.rows, "sparse.columns": sparse.columns, "sparse.values": sparse.values}
     elif isinstance(sparse, SparseColumns):
@@ -188,11 +189,12 @@ def _write_json(path: Path, data: Any) -> None:
 
 
 def _describe(layer: QuantizedLinear) -> dict[str, Any]:
-    sparse = layer.solved.sparse
+    solved = layer.solved
+    sparse = solved.sparse
     return {
-        "weight": layer.solved.weight.meta(),
+        "weight": solved.weight.meta(),
         "sparse": None if sparse is None else sparse.kind,
-        "low_rank": layer.solved.low_rank is not None,
+        "low_rank": solved.low_rank is not None,
         "before": [change.meta() for change in layer.before],
         "activation": None if layer.activation is None else to_plain(layer.activation),
         "bias": layer.bias is not None,
@@ -210,14 +212,14 @@ def _check(folder: Path, layers: Mapping[str, QuantizedLinear], layout: str) -> 
         else:
             found = read_json(folder / MAP)["layers"]
         for name, layer in layers.items():
-            weight = layer.solved.weight
+            solved = layer.solved
             if found is None:
                 back = compressed.read_layer(reader, name, config)[0].weight
-                form = compressed.scheme_of(layer.solved, layer.activation)["format"]
-                ours, theirs = (compressed.layer_tensors(w, form) for w in (weight, back))
+                form = compressed.scheme_of(solved, layer.activation)["format"]
+                ours, theirs = (compressed.layer_tensors(w, form) for w in (solved.weight, back))
             else:
                 other = read_part(reader, name, found[name])
-                ours, theirs = _parts(layer), _parts(other)
+                ours, theirs = _parts(solved, layer), _parts(other.solved, other)
             for key, tensor in ours.items():
                 if not _same(tensor, theirs.get(key)):
                     raise ModelError(f"{reader.file_of(f'{name}.{key}')}: {name}.{key} did not survive writing")

@@ -20,6 +20,7 @@ from skerry.quant.numerics import IntTensor
 from skerry.quant.parts import QuantizedTensor, Solved
 from skerry.quant.runtime.capability import int4_products
 from skerry.quant.runtime.extras import Extras
+from skerry.quant.runtime.int8_form import on_cpu
 from skerry.quant.runtime.packing import LANES, PackedInt4
 
 __all__ = ["Int4Linear"]
@@ -69,7 +70,7 @@ class Int4Linear:
     def matches(cls, solved: Solved, activation: Any) -> bool:
         """Return whether this weight can be multiplied here; any input quantizer will do."""
         weight = solved.weight
-        if not isinstance(weight, IntTensor) or weight.grid.bits > 4 or not int4_products():
+        if not isinstance(weight, IntTensor) or weight.grid.bits > 4 or not on_cpu(weight) or not int4_products():
             return False
         grid = weight.grid
         return grid.group_size == 0 or (grid.axis == 1 and (grid.group_size == -1 or grid.group_size % 32 == 0))

@@ -14,7 +14,7 @@ from skerry.quant.formats.mixed_decomposition import MixedInt8Tensor
 from skerry.quant.numerics import IntTensor
 from skerry.quant.parts import QuantizedTensor, Solved
 from skerry.quant.runtime.extras import Extras
-from skerry.quant.runtime.int8_form import has_int8_form, int8_form
+from skerry.quant.runtime.int8_form import has_int8_form, int8_form, on_cpu
 
 __all__ = ["Int8WeightLinear"]
 
@@ -52,7 +52,7 @@ class Int8WeightLinear:
         weight = solved.weight
         if isinstance(weight, MixedInt8Tensor) and weight.kept is not None:
             return False  # its outlier columns are not the codes
-        return has_int8_form(weight) or (isinstance(weight, IntTensor) and weight.grid.axis == 1)
+        return has_int8_form(weight) or (isinstance(weight, IntTensor) and weight.grid.axis == 1 and on_cpu(weight))
 
     @classmethod
     def prepare(cls, solved: Solved, activation: Any, bias: Tensor | None = None) -> Int8WeightLinear:
