@@ -133,6 +133,18 @@ def test_channels_may_change_places_with_their_embedding():
         torch.testing.assert_close(imputer.net(x[:, order], t, policy), y[:, order], atol=1e-5, rtol=0)
 
 
+def test_the_first_attention_knows_the_places():
+    torch.manual_seed(0)
+    net = ImputationNet(1, 12, channels=8, n_layers=1, n_heads=2).eval()
+    torch.nn.init.normal_(net.head.weight)
+    x, zero = torch.zeros(1, 1, 12, 1), torch.zeros(1, dtype=torch.long)
+    near, far = x.clone(), x.clone()
+    near[0, 0, 1], far[0, 0, 10] = 5.0, 5.0
+    with torch.no_grad():
+        at_0 = [float(net(v, zero, zero)[0, 0, 0]) for v in (near, far)]
+    assert abs(at_0[0] - at_0[1]) > 1e-4  # the same value elsewhere is another neighbour
+
+
 def test_dropout_acts_in_training_alone():
     torch.manual_seed(0)
     net = ImputationNet(3, 12, channels=8, n_layers=1, n_heads=2, dropout=0.5)

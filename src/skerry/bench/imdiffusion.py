@@ -31,7 +31,7 @@ SIZES = {
     "quick": {"series": 1, "train": 300, "test": 600, "seeds": 1, "epochs": 1},
 }
 NETWORK = {"window": 64, "mask_split": 8, "n_steps": 20, "vote_last": 12, "vote_every": 2, "channels": 24}
-NETWORK |= {"n_layers": 2, "n_heads": 4, "train_stride": 4, "batch_size": 16, "patience": None, "learning_rate": 3e-3}
+NETWORK |= {"n_layers": 2, "n_heads": 4, "train_stride": 4, "batch_size": 16, "patience": None, "learning_rate": 5e-3}
 NETWORK |= {"dropout": 0.0}
 SAMPLES = 4
 BUDGET = 0.01  # share of the steps that may be flagged where the delay is measured

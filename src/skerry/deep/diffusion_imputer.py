@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,8 @@ from skerry.deep.imputation_net import ImputationNet
 
 __all__ = ["DiffusionImputer", "grating"]
 
+MARGIN = 0.5  # of the scale, beyond which no imputation reaches
+SPREAD = 0.25  # of the scale: about the deviation of windows within it
 HIDDEN_RATIO = 0.7  # of the random point mask
 VALIDATION_SEED = 1 << 20  # far from the number of any epoch
 
@@ -52,13 +53,15 @@ class DiffusionImputer:
     n_steps : int
     conditional : bool
     device : str, default "cpu"
-    limits : (float, float), default none
-        Imputed values lie between them at every step.
+    scale : float, default 20
+        Windows lie mostly in [0, scale].
 
     Attributes
     ----------
     schedule : DiffusionSchedule
     gratings : Tensor of shape (2, L)
+    limits : (float, float)
+        Imputed values lie between them at every step.
     """
 
     def __init__(
@@ -68,10 +71,11 @@ class DiffusionImputer:
         n_steps: int,
         conditional: bool,
         device: str = "cpu",
-        limits: tuple[float, float] = (-math.inf, math.inf),
+        scale: float = 20.0,
     ) -> None:
         self.net, self.conditional, self.device = net.to(device), conditional, device
-        self.schedule, self.limits = DiffusionSchedule(n_steps, device=device), limits
+        self.schedule, self.scale = DiffusionSchedule(n_steps, device=device), scale
+        self.limits = (-MARGIN * scale, (1.0 + MARGIN) * scale)
         self.gratings = grating(len(net.time), split).to(device)
 
     def _draw(self, generator: torch.Generator):
@@ -79,8 +83,16 @@ class DiffusionImputer:
         return lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
 
     def predict(self, x: Tensor, clean: Tensor, shown: Tensor, t: Tensor, policy: Tensor) -> Tensor:
-        """Return the predicted noise; ``x`` (B, K, L) is noised everywhere, ``clean`` counts if conditional."""
+        """Return the predicted noise; ``x`` (B, K, L) is noised everywhere, ``clean`` counts if conditional.
+
+        The network sees both about 0 with deviation about 1 whatever the step: at values up to the scale its attention
+        would see little else than who is large.
+        """
+        abar = self.schedule.abar[t][:, None, None]
+        spread = (abar * (SPREAD * self.scale) ** 2 + 1.0 - abar).sqrt()
+        x = (x - abar.sqrt() * 0.5 * self.scale) / spread
         if self.conditional:
+            clean = (clean / self.scale - 0.5) / SPREAD
             return self.net(torch.stack([shown * clean, (1.0 - shown) * x], dim=-1), t, policy, shown)
         return self.net(x[..., None], t, policy)
 

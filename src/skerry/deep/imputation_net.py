@@ -1,5 +1,9 @@
 """The network of CSDI (Tashiro et al., 2021) with ImDiffusion's policy embedding: which of two gratings hides what.
 
+One departure from both: time and channel also enter before the first block. There they enter after the attention of
+each block, so that the first attends without knowing where anything stands; one block cannot impute at all, and
+several begin to only after thousands of steps.
+
 Tensors are (B, K, L, channels): a 1x1 convolution is then a linear layer, and attention over time needs no copy.
 """
 
@@ -113,7 +117,7 @@ class ImputationNet(nn.Module):
         self.step = nn.Sequential(
             nn.Linear(EMBEDDING, EMBEDDING), nn.SiLU(), nn.Linear(EMBEDDING, EMBEDDING), nn.SiLU()
         )
-        self.inlet = _conv(1 + conditional, channels)
+        self.inlet, self.place = _conv(1 + conditional, channels), _conv(n_side, channels)
         self.blocks = nn.ModuleList(
             _Block(channels, n_heads, n_side, dropout, window > 1, n_features > 1) for _ in range(n_layers)
         )
@@ -134,7 +138,7 @@ class ImputationNet(nn.Module):
         side = torch.cat([self.time.expand(k, n, -1), self.channel.weight[:, None].expand(k, n, -1)], dim=-1)[None]
         if shown is not None:
             side = torch.cat([side.expand(b, -1, -1, -1), shown[..., None]], dim=-1)
-        x, total = torch.relu(self.inlet(inputs)), 0.0
+        x, total = torch.relu(self.inlet(inputs)) + self.place(side), 0.0
         for block in self.blocks:
             x, skip = block(x, side, step, self.policy(policy))
             total = total + skip

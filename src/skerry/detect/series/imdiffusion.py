@@ -23,7 +23,6 @@ from skerry.core.threshold import Auto, Threshold
 __all__ = ["ImDiffusion", "step_votes"]
 
 CLIP = 4.0  # ranges of the training series beyond which a test value does not count
-MARGIN = 0.5  # ranges beyond that of the training series that an imputation may reach
 
 
 def step_votes(
@@ -120,11 +119,12 @@ class ImDiffusion(SeriesDetector):
     Notes
     -----
     The score is the votes plus the share of points with a smaller final error, in [0, n_votes + 1): votes first, ties
-    by error. Unlike the paper's, an imputation stays within half a range of that of the training series at every step:
-    in the noisiest ones a network that is not trained to the end throws a few values far off. Votes compare the points
-    of one series with each other, as in the paper: score a series in one piece, and expect a few votes in an ordinary
-    one too. Weights of the attention are not dropped out, the branches are. A missing value is hidden in both policies
-    and never counts. Offline.
+    by error. Votes compare the points of one series with each other, as in the paper: score a series in one piece, and
+    expect a few votes in an ordinary one too. A missing value is hidden in both policies and never counts. Offline.
+    Unlike the paper's, an imputation stays within half a range of that of the training series at every step (in the
+    noisiest ones a network that is not trained to the end throws a few values far off), the network sees its input
+    standardised, and time and channel also enter before the first block: without the last two its attention learns
+    nothing from its neighbours in hundreds of steps. Weights of the attention are not dropped out, the branches are.
     On the processor everything runs on one thread, so a seed gives one result.
 
     Raises
@@ -284,8 +284,7 @@ class ImDiffusion(SeriesDetector):
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        limits = (-MARGIN * self.scale, (1.0 + MARGIN) * self.scale)
-        return DiffusionImputer(net, self.mask_split, self.n_steps, self.conditional, device, limits)
+        return DiffusionImputer(net, self.mask_split, self.n_steps, self.conditional, device, self.scale)
 
     def _scaled(self, X: NDArray) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return scaled values, filled, and 1 where they were observed; padded to one window."""
