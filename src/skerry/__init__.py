@@ -8,7 +8,7 @@ from skerry.core.lazy import lazy_package
 
 __version__ = "0.1.0"
 
-_PACKAGES = ("core", "data", "detect", "rank", "robust", "train", "report", "bench")
+_PACKAGES = ("core", "data", "detect", "rank", "robust", "quant", "train", "report", "bench")
 _NAMES = {
     "Conformal": "skerry.core.threshold",
     "Contamination": "skerry.core.threshold",

@@ -7,6 +7,10 @@ __getattr__, __dir__, __all__ = lazy_package(
     {
         "Recipe": "skerry.quant.recipe",
         "compare": "skerry.quant.comparison",
+        "diagnose": "",
+        "load": "skerry.quant.checkpoint",
+        "save": "skerry.quant.checkpoint",
+        "use_kernels": "skerry.quant.api",
         "make_recipe": "skerry.quant.recipes",
         "quantize": "skerry.quant.api",
         "report_of": "skerry.quant.api",

@@ -8,11 +8,12 @@ from typing import Any
 from torch import nn
 
 from skerry.quant.engine import Progress, quantize_model
+from skerry.quant.linear import QuantizedLinear
 from skerry.quant.recipe import Recipe
 from skerry.quant.recipes import make_recipe
 from skerry.quant.report import QuantizationReport
 
-__all__ = ["quantize", "report_of"]
+__all__ = ["quantize", "report_of", "use_kernels"]
 
 
 def quantize(
@@ -101,3 +102,37 @@ def report_of(model: nn.Module) -> QuantizationReport:
     if not isinstance(report, QuantizationReport):
         raise AttributeError("this model was not made by skerry.quant.quantize")
     return report
+
+
+def use_kernels(model: nn.Module, *, tokens: int | None = None) -> dict[str, str]:
+    """Let every quantized layer compute with the fastest kernel that fits it, in place of the reference.
+
+    Parameters
+    ----------
+    model : Module
+    tokens : int, optional
+        Tokens at a time to choose for: 1 for decoding; by default all sizes count.
+
+    Returns
+    -------
+    dict of layer name to kernel name
+        "reference" where no kernel fits the format.
+
+    Examples
+    --------
+    >>> import torch
+    >>> small = quantize(torch.nn.Sequential(torch.nn.Linear(64, 64)), "rtn", "w8a8")
+    >>> sorted(use_kernels(small))
+    ['0']
+    """
+    from skerry.quant.runtime import CostTable, prepare_kernel
+    from skerry.quant.runtime.choose import cost_path
+
+    table = CostTable.load() if cost_path().is_file() else None  # measured on this machine, or the default order
+    chosen = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantizedLinear) and layer.kernel is None:
+            kernel = prepare_kernel(layer.solved, layer.activation, layer.bias, tokens=tokens, table=table)
+            layer.set_kernel(kernel)
+            chosen[name] = kernel.name
+    return chosen

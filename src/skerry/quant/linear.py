@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -189,7 +189,7 @@ class QuantizedLinear(nn.Module):
         before: tuple[InputTransform, ...] = (),
     ) -> None:
         super().__init__()
-        self.solved = solved
+        self._solved = solved
         self.activation = activation
         self.before = tuple(before)
         self.out_features, self.in_features = solved.weight.shape
@@ -226,9 +226,20 @@ class QuantizedLinear(nn.Module):
         self._dense = None
 
     def set_kernel(self, kernel: Any) -> None:
-        """Compute with ``kernel(x)`` from now on; None goes back to the reference."""
+        """Compute with ``kernel(x)`` from now on; None goes back to the reference.
+
+        The kernel's packing takes the place of the stored weight (its ``restore`` gives it back): nothing is held twice.
+        """
+        self._solved = self.solved
         self.kernel = kernel
         self._dense = None
+        if kernel is not None:
+            self._solved = replace(self._solved, weight=None)  # type: ignore[arg-type]
+
+    @property
+    def solved(self) -> Solved:
+        """Stored weight and what is added to it."""
+        return self._solved if self.kernel is None else replace(self._solved, weight=self.kernel.restore())
 
     @property
     def nbytes(self) -> int:
