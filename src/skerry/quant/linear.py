@@ -228,7 +228,7 @@ class QuantizedLinear(nn.Module):
     def set_kernel(self, kernel: Any) -> None:
         """Compute with ``kernel(x)`` from now on; None goes back to the reference.
 
-        The kernel's packing takes the place of the stored weight (its ``restore`` gives it back): nothing is held twice.
+        The kernel's packing takes the place of the stored weight, which its ``restore`` gives back.
         """
         self._solved = self.solved
         self.kernel = kernel
