@@ -22,9 +22,9 @@ def test_it_runs(tmp_path, monkeypatch):
 
 def test_absent_peers_are_said(tmp_path, monkeypatch):
     monkeypatch.setenv("SKERRY_QUANT_PEERS", str(tmp_path / "python"))
-    rows, notes = quant_speed._peers((64,), (1,), 0.001, lambda text: None)
+    rows, notes = quant_speed._peers((64,), (1,), 0.001, False, lambda text: None)
     assert not rows and "could not be run" in notes[0]
     monkeypatch.setenv("SKERRY_QUANT_PEERS", sys.executable)
     monkeypatch.setattr(quant_speed, "PEERS", "raise SystemExit('no torch')")
-    rows, notes = quant_speed._peers((64,), (1,), 0.001, lambda text: None)
+    rows, notes = quant_speed._peers((64,), (1,), 0.001, False, lambda text: None)
     assert not rows and "no torch" in notes[0]

@@ -2,8 +2,10 @@
 
 Square layers as large language models have them, one token (decoding), 32 and 512 tokens (prefill), random weights.
 Every call uses another copy of the weight, so that caches are cold as they are in a model. The least and the median of
-the repetitions are given. Peers (bitsandbytes, torchao) are measured by the Python named in ``SKERRY_QUANT_PEERS``, if
-it is set and has them, in a process started right after ours, together with its own bfloat16.
+the repetitions are given: wall time on all threads, or, where the machine is busy with other work when the study
+starts, CPU time of one thread, which others disturb least. Peers (bitsandbytes, torchao) are measured by the Python
+named in ``SKERRY_QUANT_PEERS``, if it is set and has them, in a process started right after ours, together with its
+own bfloat16.
 """
 
 from __future__ import annotations
@@ -23,22 +25,23 @@ SIZES, TOKENS = (2048, 4096), (1, 32, 512)
 QUICK_SIZES, QUICK_TOKENS = (512,), (1, 16)
 COLD = 128 * 2**20  # bytes of weight copies cycled through
 COPIES = 24
-SECONDS, QUICK_SECONDS = 3.0, 0.05
+SECONDS, QUICK_SECONDS = 2.0, 0.05
 PEERS_TIMEOUT = 900
 PEERS = r"""
 import json, statistics, sys, time, warnings
 warnings.simplefilter("ignore")
 import torch
-sizes, tokens, seconds, threads = json.loads(sys.argv[1])
+sizes, tokens, seconds, threads, busy = json.loads(sys.argv[1])
 torch.set_num_threads(threads)
+clock = time.process_time if busy else time.perf_counter
 def measure(run, copies):
     run(0)
     found, stop, i = [], time.perf_counter() + seconds, 0
     while len(found) < 5 or time.perf_counter() < stop:
         i = (i + 1) % copies
-        started = time.perf_counter()
+        started = clock()
         run(i)
-        found.append(1e3 * (time.perf_counter() - started))
+        found.append(1e3 * (clock() - started))
     return [min(found), statistics.median(found)]
 def bnb8(w):
     import bitsandbytes as bnb
@@ -93,6 +96,26 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
 
     sizes, tokens = (QUICK_SIZES, QUICK_TOKENS) if quick else (SIZES, TOKENS)
     seconds = QUICK_SECONDS if quick else SECONDS
+    busy, threads = _busy(), torch.get_num_threads()
+    if busy:
+        torch.set_num_threads(1)
+    try:
+        return _study(sizes, tokens, seconds, seed, busy, progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _study(
+    sizes: tuple[int, ...],
+    tokens: tuple[int, ...],
+    seconds: float,
+    seed: int,
+    busy: bool,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    import torch
+
+    clock = time.process_time if busy else time.perf_counter
     figures: dict[tuple[int, str], dict[str, Any]] = {}
     with torch.no_grad():
         for size in sizes:
@@ -102,17 +125,17 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
                     x = torch.randn(t, size, generator=torch.Generator().manual_seed(seed))
                     x[:, 5] *= 20.0
                     x = x if name.startswith("float32") else x.bfloat16()
-                    least, median = _measure(copies, x, seconds)
+                    least, median = _measure(copies, x, seconds, clock)
                     row[f"{t} tokens ms"], row[f"{t} tokens median"] = least, median
                 figures[size, name] = row
                 progress(f"{size}, {name}: " + ", ".join(f"{row[f'{t} tokens ms']:.3f} ms" for t in tokens))
     notes = [
-        f"{torch.get_num_threads()} threads; least and median of repetitions over {seconds} s, weights cold (copies of "
-        f"{COLD >> 20} MiB or {COPIES} layers in turn); inputs in bfloat16 except for float32; one input channel is 20 "
-        "times larger, so that LLM.int8 finds an outlier.",
+        ("CPU time, since the machine was busy with other work" if busy else "Wall time")
+        + f", {torch.get_num_threads()} threads; least and median of repetitions over {seconds} s; weights cold (copies "
+        f"of {COLD >> 20} MiB or {COPIES} layers in turn).",
+        "Inputs in bfloat16 except for float32; one channel is 20 times larger, so that LLM.int8 finds an outlier.",
     ]
-    notes += _load()
-    peers, found = _peers(sizes, tokens, seconds, progress)
+    peers, found = _peers(sizes, tokens, seconds, busy, progress)
     notes += found
     rows = list(figures.values()) + peers
     for row in rows:
@@ -169,31 +192,26 @@ def _copies(nbytes: int) -> int:
     return max(2, min(COPIES, -(-COLD // nbytes)))
 
 
-def _measure(copies: list[Callable[[Any], Any]], x: Any, seconds: float) -> tuple[float, float]:
+def _measure(
+    copies: list[Callable[[Any], Any]], x: Any, seconds: float, clock: Callable[[], float]
+) -> tuple[float, float]:
     copies[0](x)
     found, stop, i = [], time.perf_counter() + seconds, 0
     while len(found) < 5 or time.perf_counter() < stop:
         i = (i + 1) % len(copies)
-        started = time.perf_counter()
+        started = clock()
         copies[i](x)
-        found.append(1e3 * (time.perf_counter() - started))
+        found.append(1e3 * (clock() - started))
     return min(found), statistics.median(found)
 
 
-def _load() -> list[str]:
-    """Say how busy the machine was: the figures of a shared one are upper bounds."""
-    if not hasattr(os, "getloadavg"):
-        return []
-    load = os.getloadavg()[0]
-    busy = load > 1.5 * (os.cpu_count() or 1)
-    return [
-        f"Load of the machine during the run: {load:.1f}"
-        + (": busy with other work; figures are rough." if busy else ".")
-    ]
+def _busy() -> bool:
+    """Return whether others keep the machine busy."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)
 
 
 def _peers(
-    sizes: tuple[int, ...], tokens: tuple[int, ...], seconds: float, progress: Callable[[str], None]
+    sizes: tuple[int, ...], tokens: tuple[int, ...], seconds: float, busy: bool, progress: Callable[[str], None]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     import torch
 
@@ -201,7 +219,7 @@ def _peers(
     if not python:
         return [], ["No peers: set SKERRY_QUANT_PEERS to a Python that has bitsandbytes and torchao."]
     progress("peers")
-    settings = json.dumps([sizes, tokens, seconds, torch.get_num_threads()])
+    settings = json.dumps([sizes, tokens, seconds, torch.get_num_threads(), busy])
     try:
         done = subprocess.run(
             [python, "-c", PEERS, settings], capture_output=True, text=True, timeout=PEERS_TIMEOUT, check=False
