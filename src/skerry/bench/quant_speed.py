@@ -131,8 +131,8 @@ def _study(
                 progress(f"{size}, {name}: " + ", ".join(f"{row[f'{t} tokens ms']:.3f} ms" for t in tokens))
     notes = [
         ("CPU time, since the machine was busy with other work" if busy else "Wall time")
-        + f", {torch.get_num_threads()} threads; least and median of repetitions over {seconds} s; weights cold (copies "
-        f"of {COLD >> 20} MiB or {COPIES} layers in turn).",
+        + f", {torch.get_num_threads()} threads; least and median of repetitions over {seconds} s; weights cold "
+        f"(copies of {COLD >> 20} MiB or {COPIES} layers in turn).",
         "Inputs in bfloat16 except for float32; one channel is 20 times larger, so that LLM.int8 finds an outlier.",
     ]
     peers, found = _peers(sizes, tokens, seconds, busy, progress)
