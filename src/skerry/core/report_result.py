@@ -52,6 +52,7 @@ class ReportResult(ABC):
     """
 
     report: ClassVar[tuple[str, str]]
+    metrics: dict[str, float]
 
     @abstractmethod
     def __len__(self) -> int:
