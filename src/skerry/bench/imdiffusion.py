@@ -231,8 +231,8 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
             "brief's own size is 1,500 updates in batches of 32 on 12 series with 3 seeds, which is days on this "
             "machine; the paper's is about an hour a series on a large accelerator. The figures say nothing on the "
             "paper's, which also pick their thresholds by the test labels.",
-            "The network departs from the paper's as ImDiffusion's own notes say. That, the batch, the learning rate and "
-            "no dropout were chosen by the error of imputing two synthetic waves and held-out training windows of "
+            "The network departs from the paper's as ImDiffusion's own notes say. That, the batch, the learning rate "
+            "and no dropout were chosen by the error of imputing two synthetic waves and held-out training windows of "
             "asd/omi-1, without labels; no series of this study was looked at before it ran.",
             "Delay: mean steps to the first alarm when the highest 1 % of the scores are flagged, the whole anomaly "
             "where none falls in it.",
