@@ -36,9 +36,10 @@ def data(tmp_path, monkeypatch):
     for setting in train_runs.SETTINGS:
         monkeypatch.setitem(train_runs.SETTINGS, setting, {**train_runs.SETTINGS[setting], **SMALL})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for module in (outlier_safe_pretraining, outlier_driven_rescaling, quantizable_transformers):
-        plan = {s: dict.fromkeys(of, 1) for s, of in module.PLAN.items()}
-        monkeypatch.setattr(module, "PLAN", plan)
+    for module in (outlier_safe_pretraining, outlier_driven_rescaling):
+        monkeypatch.setattr(module, "PLAN", {s: dict.fromkeys(of, 1) for s, of in module.PLAN.items()})
+    plan = {s: dict.fromkeys(of, 1) for s, of in quantizable_transformers.PLANS["encoders"].items()}
+    monkeypatch.setitem(quantizable_transformers.PLANS, "encoders", plan)
     # in this process: the settings above are not those of a new one
     monkeypatch.setattr("joblib.Parallel", _Serial)
     before = torch.get_num_threads()
@@ -78,7 +79,7 @@ def test_studies_share_runs_and_fill_their_tables(data, monkeypatch):
     lines = []
     outlier_safe_pretraining.run(False, data, 0, lines.append)
     trained = int(next(t for t in lines if "to train" in t).split()[0])
-    assert trained == 8 + 3 - 3  # three were there
+    assert trained == sum(map(len, outlier_safe_pretraining.PLAN.values())) - 3  # three were there
 
 
 def test_the_replicas(data):
@@ -92,7 +93,7 @@ def test_the_replicas(data):
     sinks = next(t for n, t in odr["tables"].items() if n.startswith("The strongest channel"))
     assert {r["variant"] for r in sinks} == set(outlier_driven_rescaling.PLAN["backcopy"])
     assert all(abs(r["absorbed, nats"]) < 1e-4 for r in sinks)
-    qt = quantizable_transformers.run(False, data, 0, say)
+    qt = quantizable_transformers.run(False, data, 0, say, preset="encoders")
     assert all(r["avg kurtosis"] > 1 and r["max inf norm"] > 0 for r in qt["table"])
     assert "Masked bytes of WikiText-2, an encoder" in qt["tables"]
     for result in (osp, odr, qt):

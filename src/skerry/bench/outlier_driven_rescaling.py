@@ -12,12 +12,12 @@ from typing import Any
 
 PLAN = {
     "backcopy": {
-        **dict.fromkeys(("Adam", "Adam, gate", "Adam, PreAffine", "Adam, GatedNorm", "Adam, gate, GatedNorm"), 3),
-        **dict.fromkeys(("Adam, DyT", "Adam, gate, GatedDyT", "Adam, stream clipped at 10"), 1),
+        **dict.fromkeys(("Adam", "Adam, gate"), 3),
+        **dict.fromkeys(("Adam, GatedNorm", "Adam, gate, GatedNorm"), 2),
+        **dict.fromkeys(("Adam, PreAffine", "Adam, DyT", "Adam, stream clipped at 10"), 1),
     },
 }
-PAPER_PEAK = {"Adam": 6000, "Adam, gate": 2800, "Adam, gate, GatedNorm": 430, "Adam, DyT": 73,
-              "Adam, gate, GatedDyT": 53}  # fmt: skip
+PAPER_PEAK = {"Adam": 6000, "Adam, gate": 2800, "Adam, gate, GatedNorm": 430, "Adam, DyT": 73}
 
 
 def run(
@@ -142,8 +142,6 @@ def _expectations(found: dict, by: dict[str, dict[str, Any]], tables: Any) -> li
         tables.expected("losses of the four within 0.02 nats", max(losses) - min(losses), lambda v: v < 0.02),
         tables.expected("DyT without a gate trains worse (nats)",
                         tables.mean(found, "Adam, DyT", "loss") - losses[0], lambda v: v > 0.05),
-        tables.expected("the gate brings most of DyT's loss back (nats left)",
-                        tables.mean(found, "Adam, gate, GatedDyT", "loss") - losses[0], lambda v: v < 0.1),
         tables.expected("clipping the stream at 10 costs loss (nats)",
                         tables.mean(found, "Adam, stream clipped at 10", "loss") - losses[0], lambda v: v > 0.002),
     ]  # fmt: skip

@@ -12,13 +12,14 @@ from typing import Any
 
 PLAN = {
     "backcopy": {
-        **dict.fromkeys(("Adam", "Muon", "OSP", "SGD"), 3),
-        **dict.fromkeys(("Adam, SSNorm", "Muon everywhere", "Muon, SSNorm", "Muon, EmbProj"), 1),
+        **dict.fromkeys(("Adam", "OSP"), 3),
+        "Muon": 2,
+        **dict.fromkeys(("SGD", "Adam, SSNorm", "Muon, SSNorm", "Muon, EmbProj"), 1),
     },
-    "bytes": dict.fromkeys(("Adam", "Muon", "OSP"), 3),
+    "bytes": {"Adam": 2, "OSP": 2, "Muon": 1},
 }
 # The paper's own ablation, 1.4 billion parameters, 100 billion tokens.
-PAPER = {"Adam": 1818.56, "Muon everywhere": 361.35, "Muon": 1575.12, "Muon, SSNorm": 66.69, "Muon, EmbProj": 703.23,
+PAPER = {"Adam": 1818.56, "Muon": 1575.12, "Muon, SSNorm": 66.69, "Muon, EmbProj": 703.23,
          "OSP": 0.04}  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def run(
         "notes": [
             "Kurtosis of hundreds, as in billions of parameters, does not form here, and no 8-bit failure: what is "
             "shown is the direction, at equal loss, in minutes.",
-            "'Muon everywhere' also takes embeddings and head: the paper's control. SSNorm is a norm with one gain; "
+            "SSNorm is a norm with one gain; "
             "EmbProj are the projections around embedding and head, merged before quantizing.",
             "The paper quantizes 4-4-4 (activations asymmetric per token, the key-value cache too); here W4A4, "
             "symmetric, embeddings and head in full precision.",

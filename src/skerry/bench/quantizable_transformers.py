@@ -1,7 +1,8 @@
 """Quantizable Transformers (arXiv 2306.12929) at laboratory size: clipped softmax and gates beside softmax attention.
 
 Reported together, as the paper does: loss, largest infinity norm, mean kurtosis of the recorded tensors, and the loss
-at static W8A8; and at 4 bits, since 8 lose nothing at this size. Causal characters, and masked bytes for an encoder.
+at static W8A8; and at 4 bits, since 8 lose nothing at this size. Causal characters; ``--preset encoders`` adds masked
+bytes, where the clip belongs.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PLAN = {
-    "backcopy": {
-        **dict.fromkeys(("Adam", "Adam, gate", "Adam, clip"), 3),
-        **dict.fromkeys(("Adam, softmax + 1", "Adam, ReLU attention"), 1),
-    },
-    "masked": dict.fromkeys(("Adam", "Adam, gate", "Adam, clip"), 3),
+from skerry.core.errors import ParameterError, nearest
+
+_CAUSAL = {"Adam": 3, "Adam, gate": 3, "Adam, clip": 1, "Adam, softmax + 1": 1, "Adam, ReLU attention": 1}
+PLANS: dict[str, dict[str, dict[str, int]]] = {
+    "cpu": {"backcopy": _CAUSAL},
+    "encoders": {"backcopy": _CAUSAL, "masked": dict.fromkeys(("Adam", "Adam, gate", "Adam, clip"), 3)},
 }
 NAMES = {"backcopy": "Bigram-Backcopy, causal", "masked": "Masked bytes of WikiText-2, an encoder"}
 KEYS = ("loss", "max inf norm", "avg kurtosis", "excess kurtosis", "floor", "sink, mean head", "sink, best head",
@@ -27,6 +28,7 @@ def run(
     data: Path,
     seed: int,
     progress: Callable[[str], None],
+    preset: str = "cpu",
     seeds: int | None = None,
     budget: str | None = None,
     device: str = "cpu",
@@ -34,10 +36,12 @@ def run(
     from skerry.bench import train_tables as tables
     from skerry.bench.train_runs import jobs, kept, plan_jobs, train_all
 
+    if preset not in PLANS:
+        raise ParameterError(f"unknown preset {preset!r}: {nearest(preset, PLANS)}")
     wanted = (
         jobs("backcopy", ["Adam", "Adam, gate", "Adam, clip"], [seed], steps=30)
         if quick
-        else plan_jobs(PLAN, seed, seeds)
+        else plan_jobs(PLANS[preset], seed, seeds)
     )
     states = train_all(wanted, data, device=device, budget=tables.seconds(budget), progress=progress)
     found = tables.evaluate_all(states, data, progress)

@@ -18,16 +18,15 @@ PRESETS: dict[str, dict[str, dict[str, int]]] = {
     "cpu-quick": {"backcopy": dict.fromkeys(("Adam", "OSP", "Adam, gate", "SGD"), 1)},
     "cpu": {
         "backcopy": {
-            **dict.fromkeys(("Adam", "OSP", "Adam, gate", "SGD", "Adam, clip", "Muon"), 3),
-            **dict.fromkeys(("Adam, GatedNorm", "Adam, PreAffine", "Adam, gate, GatedNorm"), 3),
-            **dict.fromkeys(("Adam, no BOS", "Adam, SSNorm", "Adam, DyT"), 1),
-            **dict.fromkeys(("Adam, softmax + 1", "Adam, ReLU attention", "ROOT"), 1),
+            **dict.fromkeys(("Adam", "OSP", "Adam, gate"), 3),
+            **dict.fromkeys(("Muon", "Adam, GatedNorm", "Adam, gate, GatedNorm"), 2),
+            **dict.fromkeys(("SGD", "Adam, SSNorm", "Muon, SSNorm", "Muon, EmbProj", "Adam, PreAffine"), 1),
+            **dict.fromkeys(("Adam, clip", "Adam, softmax + 1", "Adam, ReLU attention", "Adam, no BOS"), 1),
+            **dict.fromkeys(("Adam, DyT", "Adam, stream clipped at 10"), 1),
         },
-        "bytes": {
-            **dict.fromkeys(("Adam", "OSP", "Muon"), 3),
-            **dict.fromkeys(("Adam, gate", "Adam, clip", "Adam, GatedNorm", "Adam, PreAffine"), 1),
-        },
+        "bytes": {**dict.fromkeys(("Adam", "OSP"), 2), **dict.fromkeys(("Muon", "Adam, gate"), 1)},
     },
+    "encoders": {setting: dict.fromkeys(("Adam", "Adam, gate", "Adam, clip"), 3) for setting in ("masked", "images")},
     "gpu60m": {
         "bytes-60m": dict.fromkeys(("Adam", "Muon", "OSP", "Adam, gate", "Adam, GatedNorm", "Adam, PreAffine"), 2)
     },
@@ -36,6 +35,8 @@ NAMES = {
     "backcopy": "Bigram-Backcopy",
     "bytes": "Bytes of WikiText-2",
     "bytes-60m": "Bytes of all texts, 38 million parameters",
+    "masked": "Masked bytes of WikiText-2",
+    "images": "CIFAR-10, a vision transformer",
 }
 
 
