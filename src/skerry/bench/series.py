@@ -264,6 +264,8 @@ def _problems(results: dict, absent: dict[str, str]) -> list[str]:
         for key, r in per.items():
             if name not in absent and "problem" in r:
                 told.setdefault(r["problem"], []).append(key)
+            if r.get("not finite"):
+                told.setdefault("scores that are not finite (NaN counts as the lowest)", []).append(key)
         out += [f"{name}: {problem}: {len(keys)} series, such as {keys[0]}." for problem, keys in told.items()]
     return out
 
