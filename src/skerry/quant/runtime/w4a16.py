@@ -25,8 +25,8 @@ from skerry.quant.runtime.packing import LANES, PackedInt4
 
 __all__ = ["Int4Linear"]
 
-MANY = 192  # tokens from which blocks are dequantized; measured on two cores, K = N = 4096
-COUNT = 16  # blocks of 64 outputs at a time
+MANY = 96  # tokens from which blocks are dequantized: there both cost the same at K = N = 4096
+COUNT = 8  # blocks of 64 outputs at a time
 
 
 class Int4Linear:
@@ -38,7 +38,7 @@ class Int4Linear:
     ----------
     solved, activation, bias
         As for every kernel.
-    many : int, default 192
+    many : int, default 96
         Number of tokens from which blocks of outputs are dequantized.
     """
 
@@ -132,13 +132,12 @@ class Int4Linear:
             scale, shift = (sum(s[:, None, part, i].float() for s in self.scales) for i in (0, 1))
             if self.shifts is not None:
                 shift = shift + self.shifts[:, None, part]
-            grouped = codes.unflatten(0, (-1, self.group))
-            weight = torch.empty(grouped.shape, dtype=torch.bfloat16)
+            weight = codes.unflatten(0, (-1, self.group)).bfloat16()
             if self.row_scale is not None:
-                torch.add(grouped, shift, out=weight)  # whole numbers: exact
-            elif self._shell.zero is None:
-                torch.mul(grouped, scale, out=weight)
+                weight.add_(shift.bfloat16())  # whole numbers: exact
+            elif self._shell.zero is None and len(self.scales) == 1:
+                weight.mul_(scale.bfloat16())  # exact in bfloat16, so that only the product is rounded
             else:
-                weight.copy_(grouped * scale + shift)
+                weight = weight.float().mul_(scale).add_(shift).bfloat16()
             y[:, part] = x @ weight.flatten(0, 1)
         return y[:, : self.packed.out]
