@@ -54,8 +54,8 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
             f"The default of a stream (forecast, extreme:1e-4) told {told:.0f} false events per 100,000 quiet steps of "
             f"{len(sets)} labelled series (mean of the groups), aimed at 10 flags. Set once and promised 5 %: "
             f"block-conformal flagged {share('block-conformal:0.05:30', 'quiet blocks with a flag')} of the quiet "
-            f"blocks by group and detector, conformal {share('conformal:0.05', 'quiet steps flagged')} of the quiet steps, "
-            f"adaptive {share('adaptive:0.05', 'quiet steps flagged')}."
+            f"blocks by group and detector, conformal {share('conformal:0.05', 'quiet steps flagged')} of the quiet "
+            f"steps, adaptive {share('adaptive:0.05', 'quiet steps flagged')}."
         ),
         "table": live,
         "tables": {"Plain noise, followed after 500 steps": noise, "Rules set once, on the same series": batch},
@@ -65,7 +65,8 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
             f"Quiet: without a label, and not among the {AFTER} steps after one. Groups weigh alike in the claim.",
             "'aimed' counts flags; neighbouring flags are one event (--merge-gap 10), so events may be fewer.",
             "Conformal rules promise a share for steps, or blocks, exchangeable with the reference; these machines "
-            "change between training and test. The adaptive rule holds for any sequence, and anomalies use up its share too.",
+            "change between training and test. The adaptive rule holds for any sequence, and anomalies use up its share "
+            "too.",
         ],
     }
 
