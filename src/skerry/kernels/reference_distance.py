@@ -15,7 +15,7 @@ from skerry.kernels.compiled import njit
 from skerry.kernels.selection import kth_smallest
 from skerry.kernels.threads import threads_for
 
-__all__ = ["kth_reference_distance"]
+__all__ = ["kth_reference_distance", "reference_column_squares"]
 
 BLOCK = 128  # rows that share their work space
 GROUP = 8  # distances of which the least stands for all
@@ -56,31 +56,65 @@ def _kth(squared, k, least, kept):
     return _by_rank(kept, found, k)
 
 
+@njit(cache=True, nogil=True)
+def _squares(X, i, transposed, out):
+    """Write the squared distances of row ``i`` of ``X`` to the references."""
+    d, m = transposed.shape
+    whole = d - d % 4
+    out[:] = 0.0
+    for j in range(0, whole, 4):
+        x0, x1, x2, x3 = X[i, j], X[i, j + 1], X[i, j + 2], X[i, j + 3]
+        c0, c1, c2, c3 = transposed[j], transposed[j + 1], transposed[j + 2], transposed[j + 3]
+        for r in range(m):
+            g0, g1, g2, g3 = x0 - c0[r], x1 - c1[r], x2 - c2[r], x3 - c3[r]
+            total = out[r] + g0 * g0
+            total += g1 * g1
+            total += g2 * g2
+            out[r] = total + g3 * g3
+    for j in range(whole, d):
+        x, column = X[i, j], transposed[j]
+        for r in range(m):
+            gap = x - column[r]
+            out[r] += gap * gap
+
+
 @njit(cache=True, parallel=True, nogil=True)
 def _kth_distance(X, transposed, k):
-    n, d = X.shape
-    m = transposed.shape[1]
+    n, m = X.shape[0], transposed.shape[1]
     out = np.empty(n)
-    whole = d - d % 4
     for block in prange((n + BLOCK - 1) // BLOCK):
         squared, least, kept = np.empty(m), np.empty(m), np.empty(m + 1)
         for i in range(block * BLOCK, min(n, (block + 1) * BLOCK)):
-            squared[:] = 0.0
-            for j in range(0, whole, 4):
-                x0, x1, x2, x3 = X[i, j], X[i, j + 1], X[i, j + 2], X[i, j + 3]
-                c0, c1, c2, c3 = transposed[j], transposed[j + 1], transposed[j + 2], transposed[j + 3]
-                for r in range(m):
-                    g0, g1, g2, g3 = x0 - c0[r], x1 - c1[r], x2 - c2[r], x3 - c3[r]
-                    total = squared[r] + g0 * g0
-                    total += g1 * g1
-                    total += g2 * g2
-                    squared[r] = total + g3 * g3
-            for j in range(whole, d):
-                x, column = X[i, j], transposed[j]
-                for r in range(m):
-                    gap = x - column[r]
-                    squared[r] += gap * gap
+            _squares(X, i, transposed, squared)
             out[i] = np.sqrt(_kth(squared, k, least, kept))
+    return out
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def _column_squares(X, reference, transposed, k):
+    n, d = X.shape
+    m = reference.shape[0]
+    out = np.zeros((n, d))
+    for block in prange((n + BLOCK - 1) // BLOCK):
+        squared, copy, least, kept = np.empty(m), np.empty(m), np.empty(m), np.empty(m + 1)
+        for i in range(block * BLOCK, min(n, (block + 1) * BLOCK)):
+            _squares(X, i, transposed, squared)
+            copy[:] = squared
+            bound = _kth(copy, k, least, kept)
+            ties = k  # of those exactly at the bound, how many still count
+            for r in range(m):
+                ties -= squared[r] < bound
+            for r in range(m):
+                near = squared[r] < bound
+                if squared[r] == bound and ties > 0:
+                    near = True
+                    ties -= 1
+                if near:
+                    for j in range(d):
+                        gap = X[i, j] - reference[r, j]
+                        out[i, j] += gap * gap
+            for j in range(d):
+                out[i, j] /= k
     return out
 
 
@@ -92,3 +126,16 @@ def kth_reference_distance(X: NDArray[np.float64], reference: NDArray[np.float64
     """
     with threads_for(X.size * len(reference) / 4):  # four squares a step
         return _kth_distance(np.ascontiguousarray(X), np.ascontiguousarray(reference.T), k)
+
+
+def reference_column_squares(X: NDArray[np.float64], reference: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+    """Return the mean squared difference (n, d) of each row to its k nearest references, column by column.
+
+    Of references equally far the first count.
+
+    >>> reference_column_squares(np.array([[0.0, 0.0]]), np.array([[3.0, 0.0], [1.0, 2.0], [9.0, 9.0]]), 2)
+    array([[5., 2.]])
+    """
+    with threads_for(X.size * len(reference) / 4):
+        rows = np.ascontiguousarray(reference)
+        return _column_squares(np.ascontiguousarray(X), rows, np.ascontiguousarray(rows.T), k)

@@ -6,7 +6,6 @@ The score is the mean negative log density over the projections (nats). Time and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from numbers import Integral
 
 import numpy as np
@@ -15,13 +14,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from skerry.core.detector import Detector
-from skerry.kernels.histograms import look_up_terms
-from skerry.kernels.projections import project, projection_counts, projection_range, projection_scores
+from skerry.kernels.projections import projection_contrasts, projection_counts, projection_range, projection_scores
 
 __all__ = ["LODA"]
 
 FEWEST, MOST = 10, 200  # bins under "auto"
-BLOCK_VALUES = 1 << 20  # projected values held at a time by explain
 
 
 class LODA(Detector):
@@ -99,13 +96,6 @@ class LODA(Detector):
         self.terms_ = np.log(n / np.maximum(counts, 0.5)) + width[:, None]
         self.empty_ = np.log(2.0 * n) + width
 
-    def _projected(self, X: NDArray) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-        """Yield blocks of rows and their projections (rows, n_projections)."""
-        step = max(1, BLOCK_VALUES // self.columns_.shape[0])
-        for start in range(0, X.shape[0], step):
-            rows = slice(start, start + step)
-            yield rows, project(X[rows], self.columns_, self.weights_)
-
     def _state(self) -> tuple[NDArray, ...]:
         return self.low_, self.high_, self.per_unit_, self.n_bins_, self.terms_, self.empty_
 
@@ -114,26 +104,7 @@ class LODA(Detector):
 
     def _explain(self, X: NDArray) -> NDArray[np.float64]:
         d, k = X.shape[1], self.columns_.shape[0]
-        has = np.zeros((k, d))
-        has[np.arange(k)[:, None], self.columns_] = 1.0
-        within = has.sum(axis=0)
+        within = np.bincount(self.columns_.ravel(), minlength=d)
         if max(within.max(), k - within.min()) > k - 2:  # a mean and a variance need two projections on each side
             return super()._explain(X)
-        out = np.empty(X.shape)
-        for rows, Z in self._projected(X):
-            terms = look_up_terms(Z, *self._state())
-            terms -= terms.mean(axis=1, keepdims=True)  # keeps the differences of squares below accurate
-            out[rows] = _welch(terms, has)
-        return out
-
-
-def _welch(terms: NDArray[np.float64], has: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return Welch's t of ``terms`` (n, k) with against without each of the features in ``has`` (k, d)."""
-    means, errors = [], []
-    for side in (has, 1.0 - has):
-        count = side.sum(axis=0)
-        mean = terms @ side / count
-        variance = np.maximum(terms**2 @ side / count - mean**2, 0.0) * count / (count - 1.0)
-        means.append(mean)
-        errors.append(variance / count)
-    return (means[0] - means[1]) / np.sqrt(np.maximum(errors[0] + errors[1], 1e-12))
+        return projection_contrasts(X, self.columns_, self.weights_, *self._state())

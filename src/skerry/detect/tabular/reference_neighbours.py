@@ -15,12 +15,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 
 from skerry.core.detector import Detector
-from skerry.kernels.reference_distance import kth_reference_distance
+from skerry.kernels.reference_distance import kth_reference_distance, reference_column_squares
 
 __all__ = ["ReferenceNeighbours"]
 
 SPREAD_ROWS = 50_000  # rows that set centre and spread of the columns
-EXPLAIN_VALUES = 1 << 22  # squared differences held at once by explain
 
 
 class ReferenceNeighbours(Detector):
@@ -83,13 +82,7 @@ class ReferenceNeighbours(Detector):
     def _explain(self, X: NDArray) -> NDArray[np.float64]:
         """Squared differences to the nearest k reference rows, shared so that rows sum to the score."""
         Z = self._standard(X)
-        out = np.empty(Z.shape)
-        k = self.n_neighbors_
-        block = max(1, EXPLAIN_VALUES // (len(self.reference_) * Z.shape[1]))
-        for start in range(0, len(Z), block):
-            squared = (self.reference_[None] - Z[start : start + block, None]) ** 2
-            near = np.argpartition(squared.sum(axis=2), k - 1, axis=1)[:, :k]
-            out[start : start + block] = np.take_along_axis(squared, near[:, :, None], axis=1).mean(axis=1)
+        out = reference_column_squares(Z, self.reference_, self.n_neighbors_)
         score = kth_reference_distance(Z, self.reference_, self.n_neighbors_)
         total = out.sum(axis=1)
         return out * (score / np.where(total > 0, total, 1.0))[:, None]
