@@ -98,4 +98,4 @@ def test_events_by_the_rules_of_series():
     assert any("the threshold moves" in note for note in found.notes)
     short = find_events(x[4000:5500], detector="forecast", threshold="block-conformal:0.05", time=False)
     assert short.n_events == 0
-    assert any("needs more reference scores" in note for note in short.notes)
+    assert any("needs 19 blocks of 100" in note and "0.05:19 takes" in note for note in short.notes)

@@ -65,8 +65,8 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
             f"Quiet: without a label, and not among the {AFTER} steps after one. Groups weigh alike in the claim.",
             "'aimed' counts flags; neighbouring flags are one event (--merge-gap 10), so events may be fewer.",
             "Conformal rules promise a share for steps, or blocks, exchangeable with the reference; these machines "
-            "change between training and test. The adaptive rule holds for any sequence, and anomalies use up its share "
-            "too.",
+            "change between training and test. The adaptive rule holds for any sequence, and anomalies use up "
+            "its share too.",
         ],
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time as clock
 import warnings
 from collections.abc import Callable
@@ -198,10 +199,21 @@ def _one(
     cut = float(np.median(cuts))
     notes = list(frame.notes)
     if np.isinf(cuts).all():
-        notes.append(f"no step can be flagged by {model.threshold_rule_}: it needs more reference scores than these")
+        notes.append(f"no step can be flagged by {model.threshold_rule_}: {_too_few(model)}")
     elif np.ptp(cuts[np.isfinite(cuts)]) > 0:
         notes.append(f"the threshold moves with the scores; the one shown, {cut:.4g}, is its median")
     return ScoredSeries(frame.name, labels, X, frame.channels, scores, flags, cut, notes), events, ranked
+
+
+def _too_few(model: SeriesDetector) -> str:
+    rule, known = model.threshold_rule_, len(model.reference_in_time_)
+    if not isinstance(rule, BlockConformal):
+        return f"it needs more reference scores than the {known:,} there are"
+    least = math.ceil(1.0 / rule.alpha) - 1
+    return (
+        f"it needs {least} blocks of {rule.block} reference scores, of which there are {known:,}; "
+        f"{rule}:{max(1, known // (2 * least))} takes shorter blocks"
+    )
 
 
 def _p_values(model: SeriesDetector, scores: NDArray, events: list[Event]) -> NDArray[np.float64]:
