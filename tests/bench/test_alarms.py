@@ -23,7 +23,7 @@ def test_quiet_steps_and_events_are_counted():
 def test_the_study_runs_on_a_small_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(alarms, "WARMUP", 300)
     monkeypatch.setattr(alarms, "TEST", 400)
-    monkeypatch.setattr(alarms, "FOLLOWED", {"forecast": ("extreme:1e-4", "conformal:0.01")})
+    monkeypatch.setattr(alarms, "FOLLOWED", {"forecast": ("extreme:1e-4", "adaptive:0.01")})
     monkeypatch.setattr(alarms, "_noise_table", lambda *args: [])
     rng = np.random.default_rng(0)
     for group in alarms.GROUPS:

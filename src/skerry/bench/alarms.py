@@ -20,14 +20,14 @@ from skerry.core.events import AlarmRule, flag_runs
 from skerry.detect.series.live import LiveDetector
 from skerry.detect.series.registry import make_series_detector
 
-STREAM_RULES = {"extreme:1e-4": 10, "extreme:1e-3": 100, "drift:1e-4": 10, "conformal:0.01": 1000}
+STREAM_RULES = {"extreme:1e-4": 10, "extreme:1e-3": 100, "drift:1e-4": 10, "adaptive:0.01": 1000}
 FITTED = {  # those of a row are fitted once
     "auto": {"auto": None, "extreme:1e-3": 0.001, "adaptive:0.05": 0.05},
     "conformal:0.05": {"conformal:0.05": 0.05, "block-conformal:0.05:30": 0.05},
 }
 FOLLOWED = {
     "forecast": tuple(STREAM_RULES),
-    "half-space-trees": ("extreme:1e-4", "conformal:0.01"),
+    "half-space-trees": ("extreme:1e-4", "adaptive:0.01"),
     "ensemble": ("extreme:1e-4",),
 }
 SET_ONCE = ("forecast", "ensemble")

@@ -11,15 +11,21 @@ from skerry.core.stream_threshold import DSPOT, SPOT, AdaptiveConformal, StreamT
 
 __all__ = ["STREAM_RULES", "make_stream_threshold"]
 
-STREAM_RULES = {"auto": SPOT, "extreme": SPOT, "drift": DSPOT, "conformal": AdaptiveConformal}
+STREAM_RULES = {
+    "auto": SPOT,
+    "extreme": SPOT,
+    "drift": DSPOT,
+    "adaptive": AdaptiveConformal,
+    "conformal": AdaptiveConformal,  # the only conformal rule that can follow
+}
 
 
 def make_stream_threshold(rule: str | StreamThreshold) -> StreamThreshold:
-    """Return the rule for ``"auto"``, ``"extreme:1e-4"``, ``"drift:1e-4"`` or ``"conformal:0.01"``.
+    """Return the rule for ``"auto"``, ``"extreme:1e-4"``, ``"drift:1e-4"`` or ``"adaptive:0.01"``.
 
-    "extreme" is :class:`~skerry.core.stream_threshold.SPOT`, "drift" is ``DSPOT``, "conformal" is
-    ``AdaptiveConformal``; "auto" is ``extreme:1e-4``, aimed at one flag in ten thousand steps that are like those
-    learned from; a series that drifts away from them flags more.
+    "extreme" is :class:`~skerry.core.stream_threshold.SPOT`, "drift" is ``DSPOT``, "adaptive" is
+    ``AdaptiveConformal`` ("conformal" means the same); "auto" is ``extreme:1e-4``, aimed at one flag in ten thousand
+    steps that are like those learned from; a series that drifts away from them flags more.
 
     Raises
     ------
@@ -28,7 +34,7 @@ def make_stream_threshold(rule: str | StreamThreshold) -> StreamThreshold:
 
     Examples
     --------
-    >>> make_stream_threshold("conformal:0.02")
+    >>> make_stream_threshold("adaptive:0.02")
     AdaptiveConformal(alpha=0.02)
     """
     if isinstance(rule, StreamThreshold):
@@ -36,11 +42,11 @@ def make_stream_threshold(rule: str | StreamThreshold) -> StreamThreshold:
     name, _, value = str(rule).partition(":")
     if name not in STREAM_RULES or (name == "auto" and value):
         raise ParameterError(
-            f"threshold {rule!r} cannot follow a stream: use auto, extreme:1e-4, drift:1e-4 or conformal:0.01"
+            f"threshold {rule!r} cannot follow a stream: use auto, extreme:1e-4, drift:1e-4 or adaptive:0.01"
         )
     cls: Any = STREAM_RULES[name]
     if not value:
-        return cls() if name == "conformal" else cls(risk=1e-4)
+        return cls() if cls is AdaptiveConformal else cls(risk=1e-4)
     try:
         made = cls(float(value))
     except ValueError:
