@@ -18,6 +18,7 @@ __all__ = ["Bits", "Recipe", "from_plain", "parse_bits", "to_plain"]
 PARTS: dict[str, str] = {
     "AWQ": "skerry.quant.solvers.awq",
     "AdaDim": "skerry.quant.solvers.adadim",
+    "AdaptiveRotation": "skerry.quant.transforms.adaptive_rotation",
     "AffineGrid": "skerry.quant.numerics",
     "BranchSmooth": "skerry.quant.transforms.low_rank",
     "Float4": "skerry.quant.formats.float4",

@@ -1,0 +1,98 @@
+"""LRQ-DiT's rotations: golden values and invariants."""
+
+import pytest
+import torch
+
+import skerry.quant as quant
+from skerry.core.errors import ParameterError
+from skerry.quant.engine import output_of, quantize_model
+from skerry.quant.recipe import Recipe
+from skerry.quant.transforms.adaptive_rotation import (
+    AdaptiveRotation,
+    base_rotation,
+    greedy_rotation,
+    root_mean_square,
+    zigzag,
+)
+
+
+def test_golden_base_rotation():
+    wanted = torch.tensor(
+        [
+            [0.5, 0.5, 0.5, 0.5],
+            [0.0, 0.408248, -0.816497, 0.408248],
+            [-0.866025, 0.288675, 0.288675, 0.288675],
+            [0.0, -0.707107, 0.0, 0.707107],
+        ],
+        dtype=torch.float64,
+    )
+    torch.testing.assert_close(base_rotation(4), wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("n", [2, 7, 32, 128])
+def test_rotations_are_orthogonal(n):
+    eye = torch.eye(n, dtype=torch.float64)
+    E = base_rotation(n)
+    torch.testing.assert_close(E @ E.T, eye, atol=1e-9, rtol=0)
+    X = torch.randn(40, 2 * n, generator=torch.Generator().manual_seed(n))
+    X[:, 1] *= 30
+    R = greedy_rotation(X, n, 20, 0)
+    torch.testing.assert_close(R @ R.T, eye, atol=1e-8, rtol=0)
+    assert torch.equal(R, greedy_rotation(X, n, 20, 0))
+
+
+def test_the_peak_never_grows_and_a_planted_channel_falls():
+    X = torch.randn(512, 256, generator=torch.Generator().manual_seed(0))
+    R = greedy_rotation(X, 128, 0, 0)
+    assert torch.equal(R, torch.eye(128, dtype=torch.float64))
+    X[:, 17] = 200.0
+    changes = AdaptiveRotation()._dual(X.double(), 128)
+    Y = X.double()
+    for change in changes:
+        Y = change(Y)
+    assert float(Y.abs().max()) < float(X.abs().max()) / 5
+    torch.testing.assert_close(Y.norm(dim=1), X.double().norm(dim=1))  # nothing is lost
+
+
+def test_the_number_that_decides():
+    X = torch.randn(30, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    R = base_rotation(8)
+    assert root_mean_square(X @ R) == pytest.approx(root_mean_square(X))
+    assert root_mean_square(X[torch.randperm(30)]) == pytest.approx(root_mean_square(X))
+    assert root_mean_square(-3 * X) == pytest.approx(3 * root_mean_square(X))
+
+
+def test_zigzag_deals_the_loud_channels_to_all_blocks():
+    sizes = torch.arange(12.0)
+    order = zigzag(sizes, 3)
+    assert sorted(order.tolist()) == list(range(12))
+    dealt = sizes[order].reshape(4, 3)
+    assert sorted(dealt[:, 0].tolist(), reverse=True) == [11.0, 10.0, 9.0, 8.0]
+    assert float(dealt.sum(1).max() - dealt.sum(1).min()) <= 4
+
+
+@pytest.mark.parametrize("threshold", [0.0, float("inf")])
+@pytest.mark.parametrize("family", ["llama", "opt", "bert", "vit"])
+def test_the_function_stays(family, threshold, tiny, inputs):
+    model, batches = tiny(family), inputs(family)
+    moves = Recipe("x", transforms=(AdaptiveRotation(threshold=threshold, block=16, max_steps=8),))
+    found, report = quantize_model(model, moves, calibration=batches)
+    with torch.no_grad():
+        exact = output_of(model(batches[0]))
+        assert float((output_of(found(batches[0])) - exact).norm() / exact.norm()) < 1e-5
+    assert {t["kind"] for t in report.transforms} == {"dual" if threshold == 0.0 else "hadamard"}
+
+
+def test_the_recipe_chooses_layer_by_layer(tiny, inputs):
+    found = quant.quantize(tiny("opt"), "lrq-dit", "w4a8", inputs("opt"), block=16)
+    report = quant.report_of(found)
+    for told in report.transforms:
+        assert (told["kind"] == "dual") == (told["J"] >= 1.0)
+    assert 4.0 < report.bits_per_weight < 9.0
+
+
+def test_settings_out_of_range():
+    with pytest.raises(ParameterError):
+        AdaptiveRotation(threshold=-1.0)
+    with pytest.raises(ParameterError, match="2 to 8"):
+        quant.make_recipe("lrq-dit", "w16a8")
