@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logsumexp
 
+from skerry.core.errors import MissingExtra
+
 __all__ = ["column_terms", "energy", "latent", "score"]
 
 BLOCK = 256  # rows scored at once; the last block is padded, so that a row's score does not depend on its batch
@@ -50,7 +52,10 @@ def _apply(blocks, x):
 
 def _convolve(b: dict[str, Any], x: NDArray) -> NDArray[np.float64]:
     """Apply a convolution in torch, in float32, on one thread."""
-    import torch
+    try:
+        import torch
+    except ImportError:  # a saved model, loaded where there is no torch
+        raise MissingExtra("torch", "deep") from None
 
     from skerry.detect.tabular.autood_blocks import EPSILON, apply_block
 

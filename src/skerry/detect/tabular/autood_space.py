@@ -88,7 +88,7 @@ class SearchSpace:
         }
 
     layer_kinds = _LAYER
-    image_shape = None
+    image_shape: tuple[int, int, int] | None = None
 
     @property
     def kinds(self) -> dict[str, int]:
