@@ -25,7 +25,7 @@ SIZES, TOKENS = (2048, 4096), (1, 32, 512)
 QUICK_SIZES, QUICK_TOKENS = (512,), (1, 16)
 COLD = 128 * 2**20  # bytes of weight copies cycled through
 COPIES = 24
-SECONDS, QUICK_SECONDS = 2.0, 0.05
+SECONDS, QUICK_SECONDS = 1.0, 0.05
 PEERS_TIMEOUT = 900
 PEERS = r"""
 import json, statistics, sys, time, warnings
