@@ -194,3 +194,19 @@ def test_a_run_that_ends_early_goes_on_later(runs, cases, tmp_path):
     assert row["VUS-PR"] is None
     assert row["remark"] == "1 of 2 series so far"
     assert (row["VUS-PR where done"], row["default there"]) == (0.4, 0.5)
+
+
+def test_the_claim_tells_what_is_still_to_be_run():
+    row = {"series": 2, "VUS-PR where done": 0.4, "default there": 0.5}
+    rows = [
+        row | {"method": series.DEFAULT, "VUS-PR": 0.5, "CPU s": 1.0},
+        row | {"method": "pyod A", "VUS-PR": 0.4, "CPU s": 2.0},
+        row | {"method": "pyod B", "VUS-PR": None, "remark": "1 of 2 series so far", "default there": 0.3},
+        {"method": "aeon C", "series": 0, "remark": "not run yet"},
+        {"method": "aeon D", "series": 0, "remark": "not installed"},
+    ]
+    claim = series._claim(rows, 2)
+    assert "best of 1 peers is pyod A with 0.400 at 2.00 CPU s" in claim
+    assert "ahead of 1 of 1 peers over all series, and of 1 of 2 on the series" in claim
+    assert "Median time of the peers: 2.00 CPU s" in claim
+    assert claim.endswith("2 methods have not been run on all series yet.")

@@ -281,12 +281,13 @@ def _claim(rows: list[dict[str, Any]], n: int) -> str:
     best = max(peers, key=lambda r: r["VUS-PR"])
     median = float(np.median([r["CPU s"] for r in peers]))
     ahead = sum(ours["VUS-PR"] > r["VUS-PR"] for r in peers)
+    waiting = sum("run yet" in r.get("remark", "") or "so far" in r.get("remark", "") for r in rows)
     there = sum(r["default there"] > r["VUS-PR where done"] for r in others)
     return (
         f"{text}; the best of {len(peers)} peers is {best['method']} with {best['VUS-PR']:.3f} at {best['CPU s']:.2f} "
         f"CPU s. The default is ahead of {ahead} of {len(peers)} peers over all series, and of {there} of "
         f"{len(others)} on the series that the peer has a result for. Median time of the peers: {median:.2f} CPU s a "
-        "series."
+        "series." + (f" {waiting} methods have not been run on all series yet." if waiting else "")
     )
 
 
