@@ -145,6 +145,21 @@ def test_the_first_attention_knows_the_places():
     assert abs(at_0[0] - at_0[1]) > 1e-4  # the same value elsewhere is another neighbour
 
 
+@pytest.mark.parametrize("n_steps", [5, 20, 50])
+def test_sampling_begins_where_noised_windows_lie(n_steps, monkeypatch):
+    imputer = small(features=1, window=400, n_steps=n_steps)
+    generator = torch.Generator().manual_seed(0)
+    x = 20.0 * torch.rand(50, 1, 400, generator=generator)
+    last = torch.full((50,), n_steps - 1)
+    noised = imputer.schedule.noised(x, last, torch.randn(x.shape, generator=generator))
+    begun = []
+    reverse = imputer.schedule.reverse
+    monkeypatch.setattr(imputer.schedule, "reverse", lambda y, *rest: (begun.append(y), reverse(y, *rest))[1])
+    next(imputer.sample(x, torch.ones_like(x), [n_steps - 1], 1))
+    assert float(begun[0].mean()) == pytest.approx(float(noised.mean()), abs=0.05 * float(noised.std()))
+    assert float(begun[0].std()) == pytest.approx(float(noised.std()), rel=0.2)
+
+
 def test_dropout_acts_in_training_alone():
     torch.manual_seed(0)
     net = ImputationNet(3, 12, channels=8, n_layers=1, n_heads=2, dropout=0.5)

@@ -233,7 +233,8 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
             "paper's, which also pick their thresholds by the test labels.",
             "The network departs from the paper's as ImDiffusion's own notes say. That, the batch, the learning rate "
             "and no dropout were chosen by the error of imputing two synthetic waves and held-out training windows of "
-            "asd/omi-1, without labels; no series of this study was looked at before it ran.",
+            "asd/omi-1, without labels: after 150 updates on four of its channels the mean squared error is 4.3, and "
+            "44.2 for the paper's network and sampling. No series of this study was looked at before it ran.",
             "Delay: mean steps to the first alarm when the highest 1 % of the scores are flagged, the whole anomaly "
             "where none falls in it.",
             "PA-F1 takes the best threshold and counts an anomaly as found whole by one hit: for reference only.",

@@ -82,15 +82,19 @@ class DiffusionImputer:
         # noise is drawn on the processor, so that the device changes rounding only
         return lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
 
+    def _usual(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation of windows that were noised to the steps t."""
+        abar = self.schedule.abar[t]
+        return abar.sqrt() * 0.5 * self.scale, (abar * (SPREAD * self.scale) ** 2 + 1.0 - abar).sqrt()
+
     def predict(self, x: Tensor, clean: Tensor, shown: Tensor, t: Tensor, policy: Tensor) -> Tensor:
         """Return the predicted noise; ``x`` (B, K, L) is noised everywhere, ``clean`` counts if conditional.
 
         The network sees both about 0 with deviation about 1 whatever the step: at values up to the scale its attention
         would see little else than who is large.
         """
-        abar = self.schedule.abar[t][:, None, None]
-        spread = (abar * (SPREAD * self.scale) ** 2 + 1.0 - abar).sqrt()
-        x = (x - abar.sqrt() * 0.5 * self.scale) / spread
+        mean, spread = self._usual(t)
+        x = (x - mean[:, None, None]) / spread[:, None, None]
         if self.conditional:
             clean = (clean / self.scale - 0.5) / SPREAD
             return self.net(torch.stack([shown * clean, (1.0 - shown) * x], dim=-1), t, policy, shown)
@@ -126,7 +130,9 @@ class DiffusionImputer:
         hides = self.gratings[:, None, None]  # (policy, window, channel, step)
         shown = self.gratings[policy][:, None] * torch.cat([seen, seen])
         truth = self.schedule.chain(both, draw)
-        y = draw(both)
+        # noise about the mean of what is left of the data in the last step: about 0, imputations are drawn towards 0
+        mean, spread = self._usual(torch.tensor(len(self.schedule) - 1))
+        y = mean + spread * draw(both)
         for t in range(len(self.schedule) - 1, -1, -1):
             inputs = shown * truth[t] + (1.0 - shown) * y
             steps = torch.full((2 * b,), t, device=x.device)

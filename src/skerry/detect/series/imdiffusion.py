@@ -123,8 +123,10 @@ class ImDiffusion(SeriesDetector):
     expect a few votes in an ordinary one too. A missing value is hidden in both policies and never counts. Offline.
     Unlike the paper's, an imputation stays within half a range of that of the training series at every step (in the
     noisiest ones a network that is not trained to the end throws a few values far off), the network sees its input
-    standardised, and time and channel also enter before the first block: without the last two its attention learns
-    nothing from its neighbours in hundreds of steps. Weights of the attention are not dropped out, the branches are.
+    standardised, and time and channel also enter before the first block (without these two its attention learns nothing
+    from its neighbours in hundreds of steps), and sampling begins about the mean of what the last step leaves of the
+    data, not about 0 (with 20 steps that is an eighth of it, and imputations were drawn towards 0). Weights of the
+    attention are not dropped out, the branches are.
     On the processor everything runs on one thread, so a seed gives one result.
 
     Raises
