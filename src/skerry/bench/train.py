@@ -24,7 +24,7 @@ PRESETS: dict[str, dict[str, dict[str, int]]] = {
             **dict.fromkeys(("Adam, clip", "Adam, softmax + 1", "Adam, ReLU attention", "Adam, no BOS"), 1),
             **dict.fromkeys(("Adam, DyT", "Adam, stream clipped at 10"), 1),
         },
-        "bytes": {**dict.fromkeys(("Adam", "OSP"), 2), **dict.fromkeys(("Muon", "Adam, gate"), 1)},
+        "bytes": {**dict.fromkeys(("Adam", "OSP"), 2), **dict.fromkeys(("Muon", "Adam, gate", "Adam, clip"), 1)},
     },
     "encoders": {setting: dict.fromkeys(("Adam", "Adam, gate", "Adam, clip"), 3) for setting in ("masked", "images")},
     "gpu60m": {
