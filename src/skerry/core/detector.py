@@ -24,6 +24,17 @@ HUGE = 1e100  # larger magnitudes overflow when squared and summed; they are cli
 REFERENCE_ROWS = 65_536  # thresholds are set on at most this many training rows, drawn uniformly
 
 
+def _distinct_rows(rng: np.random.RandomState, n: int, k: int) -> NDArray[np.int64]:
+    """Return ``k`` of ``n`` row numbers, ascending, every choice as likely; a long table is not shuffled for them."""
+    if n < 4 * k:
+        return np.sort(rng.permutation(n)[:k])
+    found = np.empty(0, dtype=np.int64)
+    while len(found) < k:
+        found = np.unique(np.concatenate([found, rng.randint(0, n, size=k)]))
+    dropped = rng.permutation(len(found))[k:]
+    return np.delete(found, dropped)
+
+
 class Detector(OutlierMixin, BaseEstimator):
     """Base of every detector on tables: ``X`` of shape (n, d), higher score = more anomalous.
 
@@ -164,7 +175,7 @@ class Detector(OutlierMixin, BaseEstimator):
             self._fit(np.ascontiguousarray(X[kept]))
             reference, scores, known = X[held], self._checked_scores(X[held]), None
         else:
-            rows = np.arange(n) if n <= REFERENCE_ROWS else np.sort(rng.choice(n, REFERENCE_ROWS, replace=False))
+            rows = np.arange(n) if n <= REFERENCE_ROWS else _distinct_rows(rng, n, REFERENCE_ROWS)
             reference = X if n <= REFERENCE_ROWS else X[rows]
             scores = self._finite(self._fit_and_score(X, rows))
             known = scores if n <= REFERENCE_ROWS else None

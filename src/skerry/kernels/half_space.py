@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from skerry.kernels.compiled import njit
 
 __all__ = ["grow_half_spaces", "stream_masses"]
 

@@ -9,9 +9,10 @@ so that rounding (of one huge value, say) does not travel.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
+from skerry.kernels.compiled import njit
 from skerry.kernels.threads import threads_for
 
 __all__ = ["join_profile", "self_profile", "window_moments"]

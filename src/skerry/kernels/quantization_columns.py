@@ -13,7 +13,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from skerry.kernels.compiled import njit
 
 __all__ = [
     "coordinate_block",

@@ -6,8 +6,9 @@ Rows run in parallel by the few that share a second-level grid; nothing depends 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from skerry.kernels.compiled import njit
 from skerry.kernels.quantization_columns import stored_scale
 
 __all__ = ["likely_outliers", "spqr_block"]

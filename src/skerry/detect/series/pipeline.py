@@ -25,6 +25,7 @@ from skerry.data.series import SeriesFrame, read_series
 from skerry.data.tables import open_table
 from skerry.detect.series.reasons import blame_of
 from skerry.detect.series.registry import make_series_detector
+from skerry.detect.series.resemblance import resemblances
 
 __all__ = ["find_events"]
 
@@ -172,6 +173,7 @@ def _one(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a channel without any value
             usual = np.nanquantile(X, [0.05, 0.95], axis=0)
+    looks = resemblances(frame, model, events, blame)
     p_values = _p_values(model, scores, events)
     spread = max(float(np.std(model.reference_scores_)), 1e-12)
     ranked = []
@@ -192,6 +194,7 @@ def _one(
                     p_value=float(p),
                     reasons=reasons,
                     blame=shares,
+                    similarity=looks.get(event.peak),
                 ),
             )
         )
