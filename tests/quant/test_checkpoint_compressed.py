@@ -152,9 +152,18 @@ def test_several_schemes_name_their_layers(tmp_path):
         assert float((logits(theirs) - logits(model)).abs().max()) <= 0.05 * float(logits(model).abs().max())
 
 
-def test_tied_embeddings_are_written_once(tmp_path):
-    model = quantized("w8a8", tie=True)
+@pytest.mark.parametrize("tie", [True, False])
+def test_tied_embeddings_are_written_once_and_other_shared_tensors_each(tie, tmp_path):
+    from safetensors import safe_open
+
+    model = quantized("w8a8", tie=tie)
+    for layer in model.model.layers:
+        layer.input_layernorm.weight = model.model.norm.weight  # shared by chance, not by the architecture
     save(model, tmp_path / "out")
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert ("lm_head.weight" in names) != tie
+    assert "model.layers.1.input_layernorm.weight" in names
     assert torch.equal(logits(load(tmp_path / "out")), logits(model))
 
 

@@ -155,12 +155,13 @@ def _parts(solved: Solved, layer: QuantizedLinear) -> dict[str, Tensor]:
 
 
 def _float_state(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> Iterator[tuple[str, Tensor]]:
-    """Yield everything that is not quantized; of tied tensors the first."""
+    """Yield everything that is not quantized; of tensors that the model's class ties, the first."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
     state, seen = model.state_dict(), set()
     for key in float_keys(model, layers):
         tensor = state[key]
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if tensor.numel() and place in seen:
+        place = (tensor.data_ptr(), tensor.shape)
+        if key in tied and place in seen:
             continue
         seen.add(place)
         yield key, tensor
