@@ -77,7 +77,7 @@ def run(
             "(mean over norms); gain: of the last norm there over its median gain; output: its share in the norm of "
             "what the norms return. 'others, zero' is the mean cost of zeroing one of five middling channels.",
             "peak absorbed: the peak behind blocks once the channel's mean has left the stream and is added back "
-            "inside every norm, which changes no loss ('absorbed, nats').",
+            "inside every norm, which changes no loss ('absorbed, nats') but where the stream is clipped in between.",
             "GatedNorm starts from half (plain sigmoid, rank 16), PreAffine from ones, as in the laboratory note.",
         ],
     }
