@@ -209,3 +209,11 @@ def test_dense_loads_anywhere(tmp_path):
     save(model, tmp_path / "out", layout="dense")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.allclose(logits(theirs), logits(model), atol=1e-4)
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_rotated_models_keep_their_unit_norms(tie, tmp_path):
+    batches = [torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    model = quantize(llama(tie=tie), "quarot", "w8a8", calibration=batches)
+    save(model, tmp_path / "out")
+    assert torch.equal(logits(load(tmp_path / "out")), logits(model))

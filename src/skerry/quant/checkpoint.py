@@ -25,6 +25,7 @@ from skerry.quant.groups import ShiftedNorm
 from skerry.quant.linear import QuantizedLinear
 from skerry.quant.parts import Solved, SparseColumns, SparseEntries
 from skerry.quant.recipe import to_plain
+from skerry.quant.transforms.rotation import UnitRMSNorm
 
 __all__ = ["LAYOUTS", "load", "save"]
 
@@ -112,11 +113,23 @@ def _not_dense(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> str |
     config = getattr(model, "config", None)
     if not hasattr(config, "to_json_string"):
         return None
-    with torch.device("meta"):
-        known = set(type(model)(config).state_dict())
+    known = _original(model)
+    units = [n for n, m in model.named_modules() if isinstance(m, UnitRMSNorm)]
+    for name in units:  # a gain of ones says the same, unless the norm takes the mean away too
+        if f"{name}.bias" in known or f"{name}.weight" not in known:
+            return f"{name} is no longer the norm of the original architecture"
     extra = [k for k in float_keys(model, layers) if k not in known]
     extra += [f"{n}.bias" for n, m in layers.items() if m.bias is not None and f"{n}.bias" not in known]
     return f"{extra[0]} is not part of the original architecture" if extra else None
+
+
+def _original(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state of a new model of this class, without memory; {} for a model that is not of transformers."""
+    config = getattr(model, "config", None)
+    if not hasattr(config, "to_json_string"):
+        return {}
+    with torch.device("meta"):
+        return type(model)(config).state_dict()
 
 
 def _write_layers(writer: ShardWriter, layers: Mapping[str, QuantizedLinear], layout: str) -> None:
@@ -165,6 +178,10 @@ def _float_state(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> Ite
             continue
         seen.add(place)
         yield key, tensor
+    known = _original(model) if any(isinstance(m, UnitRMSNorm) for m in model.modules()) else {}
+    for name, module in model.named_modules():
+        if isinstance(module, UnitRMSNorm) and f"{name}.weight" in known and f"{name}.bias" not in known:
+            yield f"{name}.weight", torch.ones_like(known[f"{name}.weight"], device="cpu")
 
 
 def _write_texts(folder: Path, model: nn.Module, layers: Mapping[str, QuantizedLinear], layout: str) -> None:
@@ -173,6 +190,8 @@ def _write_texts(folder: Path, model: nn.Module, layers: Mapping[str, QuantizedL
         data = json.loads(config.to_json_string())
         data["architectures"] = [type(model).__name__]
         data.pop("quantization_config", None)
+        if _untied(model):
+            data["tie_word_embeddings"] = False
         if layout == "compressed-tensors":
             schemes = {n: compressed.scheme_of(m.solved, m.activation) for n, m in layers.items()}
             ignore = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
@@ -180,8 +199,16 @@ def _write_texts(folder: Path, model: nn.Module, layers: Mapping[str, QuantizedL
         _write_json(folder / "config.json", data)
     if layout == "skerry-v1":
         shifted = [n for n, m in model.named_modules() if isinstance(m, ShiftedNorm)]
-        data = {"format": "skerry-v1", "layers": {n: _describe(m) for n, m in layers.items()}, "shifted_norms": shifted}
+        units = {n: m.eps for n, m in model.named_modules() if isinstance(m, UnitRMSNorm)}
+        described = {n: _describe(m) for n, m in layers.items()}
+        data = {"format": "skerry-v1", "layers": described, "shifted_norms": shifted, "unit_norms": units}
         _write_json(folder / MAP, data)
+
+
+def _untied(model: nn.Module) -> bool:
+    """Return whether a transform gave tensors that the model's class ties values of their own."""
+    tied, state = getattr(model, "all_tied_weights_keys", None) or {}, model.state_dict()
+    return any(a in state and b in state and state[a].data_ptr() != state[b].data_ptr() for a, b in tied.items())
 
 
 def _write_json(path: Path, data: Any) -> None:

@@ -18,6 +18,7 @@ from skerry.quant.groups import ShiftedNorm
 from skerry.quant.linear import BlockRotation, InputAffine, QuantizedLinear
 from skerry.quant.parts import LowRank, QuantizedTensor, Solved, SparseColumns, SparseEntries
 from skerry.quant.recipe import from_plain
+from skerry.quant.transforms.rotation import UnitRMSNorm
 
 __all__ = ["MAP", "float_keys", "load", "read_part"]
 
@@ -70,14 +71,14 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
                     f"{folder / 'config.json'}: asks to run code that comes with the model ({key!r}); refused"
                 )
         if (folder / MAP).is_file():
-            layers, changed = _read_map(reader)
+            layers, changed, units = _read_map(reader)
         elif isinstance(config.get("quantization_config"), dict):
-            layers, changed = _read_compressed(reader, config["quantization_config"]), []
+            layers, changed, units = _read_compressed(reader, config["quantization_config"]), [], {}
         else:
             raise ModelError(f"{folder}: holds no quantized model (neither {MAP} nor a quantization_config)")
         if model is None:
             model = _skeleton(folder, config)
-        _put(model, layers, changed, folder)
+        _put(model, layers, changed, units, folder)
         _fill(model, layers, reader)
     return model.eval().requires_grad_(False)
 
@@ -88,7 +89,7 @@ def float_keys(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> list[
     return [k for k in model.state_dict() if not k.startswith(prefixes)]
 
 
-def _read_map(reader: ShardReader) -> tuple[dict[str, QuantizedLinear], list[str]]:
+def _read_map(reader: ShardReader) -> tuple[dict[str, QuantizedLinear], list[str], dict[str, float]]:
     path = reader.folder / MAP
     data = read_json(path)
     if data.get("format") != "skerry-v1":
@@ -96,7 +97,10 @@ def _read_map(reader: ShardReader) -> tuple[dict[str, QuantizedLinear], list[str
     layers, shifted = data.get("layers"), data.get("shifted_norms", [])
     if not isinstance(layers, dict) or not isinstance(shifted, list):
         raise ModelError(f"{path}: has no 'layers'")
-    return {name: read_part(reader, name, entry) for name, entry in layers.items()}, [str(n) for n in shifted]
+    units = data.get("unit_norms", {})
+    if not isinstance(units, dict) or not all(isinstance(eps, float) for eps in units.values()):
+        raise ModelError(f"{path}: 'unit_norms' is no mapping of layers to numbers")
+    return {n: read_part(reader, n, entry) for n, entry in layers.items()}, [str(n) for n in shifted], units
 
 
 def read_part(reader: ShardReader, name: str, entry: Mapping[str, Any]) -> QuantizedLinear:
@@ -225,7 +229,16 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def _put(model: nn.Module, layers: Mapping[str, QuantizedLinear], shifted: list[str], folder: Path) -> None:
+def _put(
+    model: nn.Module,
+    layers: Mapping[str, QuantizedLinear],
+    shifted: list[str],
+    units: Mapping[str, float],
+    folder: Path,
+) -> None:
+    for name, eps in units.items():
+        _submodule(model, name, folder)
+        model.set_submodule(name, UnitRMSNorm(eps))
     for name in shifted:
         norm = _submodule(model, name, folder)
         width = getattr(norm, "weight", torch.zeros(0))
@@ -255,7 +268,8 @@ def _fill(model: nn.Module, layers: Mapping[str, QuantizedLinear], reader: Shard
         if key in reader:
             tensors[key] = reader.get(key, shape=tuple(state[key].shape))
     model.load_state_dict(tensors, strict=False, assign=True)
-    if hasattr(model, "tie_weights"):
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    if hasattr(model, "tie_weights") and not any(key in reader for key in tied):
         model.tie_weights()
     prefixes = tuple(f"{n}." for n in layers)
     if missing := [k for k, t in model.state_dict().items() if t.is_meta and not k.startswith(prefixes)]:
