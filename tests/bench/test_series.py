@@ -100,6 +100,8 @@ def test_the_limit_ends_a_series_and_then_the_larger_ones(runs, cases, tmp_path)
     assert got["set/0"]["VUS-PR"] == 0.0
     assert got["set/2"]["problem"] == got["set/again"]["problem"] == "over the limit"
     assert got["set/large"]["problem"] == "not tried, over the limit on smaller ones"
+    runs.deadline = 0.0  # what is known to be too large needs no time
+    assert runs.run(_method(tmp_path, "endless"), more, _top)["set/large"] == got["set/large"]
     kept = [json.loads(line) for line in (runs.cache / "endless.jsonl").read_text().splitlines()]
     assert all(r["key"] != "set/large" for r in kept)
 

@@ -158,6 +158,8 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
             results = dict(
                 zip((m.name for m in methods), pool.map(lambda m: runs.run(m, cases, measure), methods), strict=True)
             )
+    if not any("VUS-PR" in r for r in results[DEFAULT].values()):
+        raise DataError("the default has no result yet: give SKERRY_BENCH_SECONDS more, or leave it out")
     absent = {m.name: m.problem for m in methods if m.problem}
     for name, per in list(results.items()):
         if name not in absent and not any("VUS-PR" in r for r in per.values()):

@@ -155,12 +155,14 @@ class Runs:
                 done[case.key] = old
         strikes = [c for c in cases if done.get(c.key, {}).get("problem") == "over the limit"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        while todo and time.monotonic() < self.deadline:
+        while todo:
             if len(strikes) >= STRIKES and (least := sorted(c.size for c in strikes)[STRIKES - 1]) <= todo[-1].size:
                 for case in [c for c in todo if c.size >= least]:
                     done[case.key] = {"problem": "not tried, over the limit on smaller ones", "limit": self.limit}
                 todo = [c for c in todo if c.size < least]
                 continue
+            if time.monotonic() >= self.deadline:
+                break
             for case, result in self._served(method, todo, measure):
                 if "absent" in result:
                     done.update({c.key: {"problem": result["absent"]} for c in todo})
