@@ -61,6 +61,7 @@ _PACKAGES = (
     "torch",
     "pyod",
     "faiss-cpu",
+    "stumpy",
     "outrank",
     "statsmodels",
     "fastHDMI",

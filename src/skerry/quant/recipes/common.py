@@ -17,7 +17,9 @@ def weights(bits: Bits, *, symmetric: bool = True, group_size: int | None = None
         group_size = bits.group_size
     elif group_size is None:
         group_size = 128 if bits.activation == 16 and bits.weight <= 4 else -1
-    return AffineGrid(bits.weight, symmetric=symmetric, group_size=group_size)
+    # 16-bit scales are what the packed 4-bit product reads; float32 ones would cost it a second product
+    scales = "bfloat16" if bits.activation == 16 and bits.weight <= 4 else "float32"
+    return AffineGrid(bits.weight, symmetric=symmetric, group_size=group_size, scale_dtype=scales)
 
 
 def inputs(bits: Bits, *, static: bool = False, symmetric: bool = True) -> TokenDynamic | TensorStatic | None:
