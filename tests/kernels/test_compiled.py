@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import numba
 import pytest
 
 from skerry.kernels.compiled import njit
@@ -16,8 +17,9 @@ def thrice(x):
 
 
 @pytest.fixture
-def kernel(tmp_path):
-    """Import the kernel's module afresh, as another process would."""
+def kernel(tmp_path, monkeypatch):
+    """Import the kernel's module afresh, as another process would; it is stored beside its source."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")  # whatever NUMBA_CACHE_DIR says
     (tmp_path / "kernel_module.py").write_text(SOURCE)
 
     def load():
