@@ -47,7 +47,7 @@ STUDIES: dict[str, str] = {
     "tabular": "accuracy of the default and of every detector beside PyOD",
     "tabular-apart": "accuracy on tables that had no part in the choice of the default",
     "tabular-stream": "tables larger than memory, beside the bare time of reading them",
-    "tabular-speed-real": "the same on real tables, and on a million rows of fifty columns",
+    "tabular-speed-real": "the same on real tables",
     "tabular-speed": "seconds and memory beside PyOD, scikit-learn and faiss",
     "themis": "self-similarity of frozen embeddings on labelled series",
     "train": "the laboratory: what grows outliers in training, and what does not",

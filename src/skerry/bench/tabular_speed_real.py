@@ -1,4 +1,4 @@
-"""The speed study on real tables, and on a million rows of fifty columns: see :mod:`skerry.bench.tabular_speed`."""
+"""The speed study on real tables: see :mod:`skerry.bench.tabular_speed`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import numpy as np
 from skerry.bench.tabular_speed import NOTES, QUICK, measure, ratios
 from skerry.core.errors import DataError
 
-REAL = ("11_donors", "16_http", "1_ALOI", "24_mnist", "25_musk", "32_shuttle")
-WIDE = (1_000_000, 50)
+REAL = ("1_ALOI", "24_mnist", "25_musk", "32_shuttle")
 
 
 def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> dict[str, Any]:
@@ -21,7 +20,7 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
         raise DataError(f"none of the tables {', '.join(REAL)} is in {data / 'adbench'}")
     cases: list[tuple[int, int, Path | None]] = [(*_shape(path), path) for path in paths[-1:] if quick]
     if not quick:
-        cases = [(*_shape(path), path) for path in paths] + [(*WIDE, None)]
+        cases = [(*_shape(path), path) for path in paths]
     rows = measure(cases or [(*QUICK[0], None)], progress)
     tables = list(dict.fromkeys(r["table"] for r in rows))
     slower = [
