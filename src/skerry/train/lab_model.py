@@ -16,6 +16,7 @@ from torch.nn.functional import gelu, silu
 
 from skerry.core.errors import DataError, ParameterError, nearest
 from skerry.train.nn import (
+    CausalAttention,
     ClippedSoftmax,
     DyT,
     GatedAttention,
@@ -43,7 +44,14 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "gated-dyt": GatedDyT,
     "unified": lambda d: UnifiedNorm(d, warmup=100, ratio_warmup=100),
 }
-ATTENTIONS = ("softmax", "gate", "gate-mlp", "gate-heads", "gate-element", "clip", "plus-one", "relu")
+_CAUSAL = {
+    "value-bias": "value_bias",
+    "context-bias": "context_bias",
+    "key-bias": "attn_bias",
+    "context-scale": "context_scale",
+    "sigmoid": "sigmoid",
+}
+ATTENTIONS = ("softmax", "gate", "gate-mlp", "gate-heads", "gate-element", "clip", "plus-one", "relu", *_CAUSAL)
 FEED_FORWARDS = ("gelu", "swiglu", "glu")
 
 
@@ -51,6 +59,8 @@ def _attention(
     kind: str, dim: int, n_heads: int, seq_len: int, causal: bool, alpha: float, gate_init: float
 ) -> nn.Module:
     """Return attention of a kind; ``seq_len`` is the number of keys in training."""
+    if kind in _CAUSAL:
+        return CausalAttention(dim, n_heads, _CAUSAL[kind], seq_len=seq_len, causal=causal)
     softmax = {"clip": ClippedSoftmax(alpha, seq_len), "plus-one": SoftmaxPlusOne(), "relu": ReLUWeights(seq_len)}
     gates = {"gate": "linear", "gate-mlp": "mlp", "gate-heads": "all-heads", "gate-element": "element"}
     gate = HeadGate(gates[kind], dim, n_heads, init=gate_init) if kind in gates else None
@@ -155,7 +165,8 @@ class SmallGPT(_Small):
         ``gated-dyt`` or ``unified`` (whose training statistics see the whole batch, tokens to come among them).
     attention : str, default "softmax"
         ``softmax``, ``gate`` (linear), ``gate-mlp``, ``gate-heads``, ``gate-element``, ``clip``, ``plus-one``,
-        ``relu``.
+        ``relu``, or a variant of :class:`skerry.train.nn.CausalAttention`: ``value-bias``, ``context-bias``,
+        ``key-bias``, ``context-scale``, ``sigmoid``.
     ffn : {"gelu", "swiglu", "glu"}, default "gelu"
     embedding_projection : bool, default False
         Trainable square projections behind the embedding and before the head.

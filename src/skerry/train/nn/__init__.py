@@ -8,6 +8,7 @@ from skerry.core.lazy import lazy_package
 
 _HOME = "skerry.train.nn."
 NAMES = {
+    "CausalAttention": _HOME + "causal_attention",
     "ClippedSoftmax": _HOME + "softmax",
     "DyT": _HOME + "dyt",
     "EmbeddingProjection": _HOME + "embedding_projection",
@@ -22,6 +23,7 @@ NAMES = {
     "ProjectedHead": _HOME + "embedding_projection",
     "ReLUWeights": _HOME + "attention_controls",
     "ResidualClip": _HOME + "residual_clip",
+    "SigmoidWeights": _HOME + "causal_attention",
     "SingleScaleRMSNorm": _HOME + "single_scale_norm",
     "SoftmaxPlusOne": _HOME + "attention_controls",
     "UnifiedNorm": _HOME + "unified_norm",

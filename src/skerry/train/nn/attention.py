@@ -153,32 +153,51 @@ class GatedAttention(nn.Module):
         )
         if rotary is not None:
             q, k = _rotate(q, *rotary), _rotate(k, *rotary)
-        dropout = self.dropout if self.training else 0.0
-        weights = None
-        if self.explicit or need_weights:
-            groups = self.n_heads // self.n_kv_heads
-            k, v = (t.repeat_interleave(groups, dim=1) if groups > 1 else t for t in (k, v))
-            scores = q @ k.mT * self.head_dim**-0.5
-            allowed = self._allowed(mask, pad_mask, x)
-            if allowed is not None:
-                if allowed.dtype == torch.bool:
-                    scores = scores.masked_fill(~allowed, -torch.inf)
-                else:
-                    scores = scores + allowed
-            weights = self.softmax(scores)
-            out = nn.functional.dropout(weights, dropout) @ v
-        else:
-            fused = self.causal and mask is None and pad_mask is None
-            allowed = None if fused else self._allowed(mask, pad_mask, x)
-            if allowed is not None and allowed.dtype != torch.bool:
-                allowed = allowed.to(q.dtype)
-            out = scaled_dot_product_attention(
-                q, k, v, allowed, dropout, is_causal=fused, enable_gqa=self.n_kv_heads != self.n_heads
-            )
+        out, weights = self._heads(q, k, v, x, mask, pad_mask, need_weights)
         if self.gate is not None:
             out = out * self.gate(x, pad_mask)
         out = self.o_proj(out.transpose(1, 2).flatten(2))
         return (out, weights) if need_weights else out
+
+    def _heads(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        x: Tensor,
+        mask: Tensor | None,
+        pad_mask: Tensor | None,
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what the heads read (B, H, T, c), before the gate, and the probabilities if they were formed."""
+        dropout = self.dropout if self.training else 0.0
+        if self.explicit or need_weights:
+            scores, v = self._scores(q, k, v, x, mask, pad_mask)
+            weights = self.softmax(scores)
+            return nn.functional.dropout(weights, dropout) @ v, weights
+        fused = self.causal and mask is None and pad_mask is None
+        allowed = None if fused else self._allowed(mask, pad_mask, x)
+        if allowed is not None and allowed.dtype != torch.bool:
+            allowed = allowed.to(q.dtype)
+        out = scaled_dot_product_attention(
+            q, k, v, allowed, dropout, is_causal=fused, enable_gqa=self.n_kv_heads != self.n_heads
+        )
+        return out, None
+
+    def _scores(
+        self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None, pad_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return masked scores (B, H, T, T), and the values with a copy for every query head."""
+        groups = self.n_heads // self.n_kv_heads
+        k, v = (t.repeat_interleave(groups, dim=1) if groups > 1 else t for t in (k, v))
+        scores = q @ k.mT * self.head_dim**-0.5
+        allowed = self._allowed(mask, pad_mask, x)
+        if allowed is not None:
+            if allowed.dtype == torch.bool:
+                scores = scores.masked_fill(~allowed, -torch.inf)
+            else:
+                scores = scores + allowed
+        return scores, v
 
     def extra_repr(self) -> str:
         """Return the arguments that differ between models."""
