@@ -32,6 +32,7 @@ STUDIES: dict[str, str] = {
     "outlier-safe-pretraining": "Muon, one gain and projected embeddings beside Adam: outliers and 4 bits",
     "outrank": "cardinality-aware ranking beside the published package",
     "quantizable-transformers": "clipped softmax and gated heads beside softmax attention",
+    "systematic-outliers": "variants of attention and the outliers they grow, and the check-up of a network",
     "outlier-suppression-plus": "static activations by shift and scale, beside SmoothQuant and min-max",
     "outliertune": "integer activations without a scale, beside per-token and static rounding",
     "splitquant": "three value ranges of a weight, at equal width and equal storage",
