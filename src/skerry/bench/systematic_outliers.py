@@ -24,7 +24,7 @@ KEYS = ("loss", "excess kurtosis", "floor", "peak to mean", "sink, mean head", "
         "W8A8 t", "W4A4 k", "W4A4 t", "half pruned", "steps to 1.7")  # fmt: skip
 PRUNED = 0.5
 REACHED = 1.7  # nats, a little above where all variants end
-PLANTED = {"block": 1, "channels": (17, 90), "times": 10_000.0}
+PLANTED = {"block": 1, "channel": 17, "times": 10_000.0}
 
 
 def run(
@@ -61,7 +61,9 @@ def run(
         return tables.mean(found, name, key) / tables.mean(found, to, key)
 
     measured = [
-        tables.expected(f"Mean sink of {_VARIANTS[v]} to (a), below 0.6", ratio(v, "sink, mean head"), lambda r: r < 0.6)
+        tables.expected(
+            f"Mean sink of {_VARIANTS[v]} to (a), below 0.6", ratio(v, "sink, mean head"), lambda r: r < 0.6
+        )
         for v in (d, e, f)
     ]
     measured += [
@@ -72,14 +74,14 @@ def run(
     ]
     measured += [
         tables.expected(
-            f"Largest value over the mean, {_VARIANTS[v]} to (a), below 0.7", ratio(v, "peak to mean"), lambda r: r < 0.7
+            f"Largest value over the mean, {_VARIANTS[v]} to (a), below 0.7",
+            ratio(v, "peak to mean"),
+            lambda r: r < 0.7,
         )
         for v in (d, e, f)
     ]
     measured += [
-        tables.expected(
-            f"W4A4 per tensor, {_VARIANTS[v]} to (a), below 0.8", ratio(v, "W4A4 t"), lambda r: r < 0.8
-        )
+        tables.expected(f"W4A4 per tensor, {_VARIANTS[v]} to (a), below 0.8", ratio(v, "W4A4 t"), lambda r: r < 0.8)
         for v in (d, e, f)
     ]
     measured.append(
@@ -113,8 +115,8 @@ def run(
             "Half pruned: loss added when the smaller half of every matrix of the blocks is set to zero. Steps to 1.7: "
             "the first evaluation at or below that loss (evaluated every 250 steps).",
             "Mass on the first token of (d) counts the tokens' probabilities alone: the learned key takes the rest.",
-            f"Planted: the output of block {PLANTED['block']} gets {PLANTED['times']:,.0f} times its mean in channels "
-            f"{PLANTED['channels'][0]} and {PLANTED['channels'][1]} at the first token and at every line end, and the "
+            f"Planted: the output of block {PLANTED['block']} gets {PLANTED['times']:,.0f} times its mean in channel "
+            f"{PLANTED['channel']} at the first token and at every line end, and the "
             "next block takes it out again; set to zero, what the later blocks read is lost.",
         ],
     }
@@ -150,7 +152,8 @@ def _reached(state: dict[str, Any]) -> float:
 
 def _check_up(quick: bool, data: Path, progress: Callable[[str], None], tables: Any) -> tuple[list, list]:
     """Return rows of the diagnosis of the trained model and of its planted twin, and what was expected."""
-    from skerry.bench.quant_models import CharModel, characters, loss_of, trained_char_model, windows
+    from skerry.bench.quant_models import CharModel, characters, trained_char_model, windows
+    from skerry.quant.comparison import language_loss
     from skerry.quant.diagnose import intervene, outliers
 
     size = CharModel(width=64, blocks=3, context=64, steps=20, batch=8) if quick else CharModel()
@@ -158,7 +161,7 @@ def _check_up(quick: bool, data: Path, progress: Callable[[str], None], tables: 
     _, held, alphabet = characters(data)
     tokens = windows(held, 8 if quick else 32, size.context, random_state=5)
     batches = list(tokens.split(8))
-    scored = windows(held, 8 if quick else 64, size.context + 1, random_state=6)
+    scored = windows(held, 8 if quick else 64, size.context, random_state=6)
     end = alphabet.index("\n")
     rows, expectations = [], []
     for name in ("as trained", "planted"):
@@ -174,7 +177,7 @@ def _check_up(quick: bool, data: Path, progress: Callable[[str], None], tables: 
                 "fixed channels": ", ".join(map(str, report.activation.systematic[:4])),
                 "tokens": ", ".join(f"{kind} {n}" for kind, n in report.activation.classes.items() if n) or "none",
                 "emergence": report.lifecycle.emergence.layer if report.lifecycle.emergence else "none",
-                "loss": loss_of(model, scored),
+                "loss": language_loss(model, scored),
                 "loss, set to zero": intervene(model, report, "zero", batches=scored, floor=floor),
                 "loss, set to mean": intervene(model, report, "mean", batches=scored, floor=floor),
                 "first advice": report.advice[0].recipe or report.advice[0].rule,
@@ -185,8 +188,8 @@ def _check_up(quick: bool, data: Path, progress: Callable[[str], None], tables: 
                 places = {(t.position, t.token) for t in layer.tokens}
                 right = all(p == 0 or token == end for p, token in places) and bool(places)
                 expectations += [
-                    ("Planted channels are the two largest of their block", str(layer.channels),
-                     set(layer.channels) == set(PLANTED["channels"])),
+                    ("The planted channel is the largest of its block", str(layer.channels),
+                     layer.channels[0] == PLANTED["channel"]),
                     ("Planted outliers sit at first tokens and line ends only", str(right), right),
                     ("Emergence is told at the planted block", row["emergence"],
                      str(row["emergence"]).endswith(f".{PLANTED['block']}")),
@@ -220,8 +223,7 @@ def _plant(model: Any, end: int) -> Callable[[], None]:
             if sign > 0:
                 seen["size"] = PLANTED["times"] * x.abs().mean()
             x = x.clone()
-            for channel, way in zip(PLANTED["channels"], (1.0, -1.0), strict=True):
-                x[..., channel] += sign * way * seen["size"] * seen["at"].to(x.dtype)
+            x[..., PLANTED["channel"]] += sign * seen["size"] * seen["at"].to(x.dtype)
             return (x, *output[1:]) if isinstance(output, tuple) else x
 
         return hook
