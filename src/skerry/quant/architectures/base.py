@@ -19,7 +19,7 @@ from skerry.quant.linear import PreparedLinear
 
 __all__ = ["Architecture", "GroupSpec", "architecture_of"]
 
-FAMILIES = ("llama", "opt", "gpt2", "bert", "vit")  # files of this folder
+FAMILIES = ("llama", "opt", "gpt2", "bert", "vit", "dit")  # files of this folder
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,13 @@ class Architecture:
         Names (with "|" alternatives) for rotations of the residual stream; empty if it cannot be rotated.
     writers : tuple of str
         Linear layers of a block whose output is added to the residual stream.
+    keep : tuple of str
+        Patterns of full layer names that every recipe leaves in floating point (a DiT's modulation).
     prepare : callable, optional
         Changes the model in place into the form described, keeping its function (for example ``Conv1D`` to
         ``nn.Linear``).
+    restore : callable, optional
+        Returns a copy in the form that other programs know, where ``prepare`` left it.
     check : callable, optional
         Returns a reason why THIS configuration is not as described (post-norm OPT), or None.
     """
@@ -77,7 +81,9 @@ class Architecture:
     head: str = ""
     final_norm: str = ""
     writers: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
     prepare: Callable[[nn.Module], None] | None = None
+    restore: Callable[[nn.Module], nn.Module] | None = None
     check: Callable[[nn.Module], str | None] | None = None
 
     def block_names(self, model: nn.Module) -> list[str]:
