@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from skerry.core.errors import DataError, ModelError
 
-__all__ = ["BlockInputs", "as_batches", "catch_inputs", "run_model"]
+__all__ = ["BlockInputs", "as_batches", "catch_inputs", "output_of", "run_model"]
 
 Batch = Mapping[str, Any] | tuple | Tensor
 
@@ -71,6 +71,18 @@ def run_model(model: nn.Module, batch: Batch) -> Any:
         if isinstance(batch, Mapping):
             return model(**batch)
         return model(*batch) if isinstance(batch, tuple) else model(batch)
+
+
+def output_of(output: Any) -> Tensor:
+    """Return the tensor that counts of a model's output: logits, else the last hidden state."""
+    if isinstance(output, Tensor):
+        return output
+    found = getattr(output, "logits", None)
+    if found is None:
+        found = getattr(output, "last_hidden_state", None)
+    if found is None:
+        found = output[0]
+    return found
 
 
 def catch_inputs(model: nn.Module, block: nn.Module, batches: list[Batch]) -> BlockInputs:

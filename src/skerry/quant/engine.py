@@ -19,7 +19,8 @@ from torch import nn
 
 from skerry.core.errors import DataError, ModelError
 from skerry.quant.architectures.base import Architecture, architecture_of
-from skerry.quant.calibration import as_batches, catch_inputs, run_model
+from skerry.quant.block import TOLERANCE, block_of, quantize_block, relative_error
+from skerry.quant.calibration import as_batches, catch_inputs, output_of, run_model
 from skerry.quant.linear import PreparedLinear
 from skerry.quant.parts import ModelTransform
 from skerry.quant.recipe import Recipe
@@ -28,7 +29,6 @@ from skerry.quant.streams import HiddenStates
 
 __all__ = ["output_of", "quantize_model"]
 
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 Progress = Callable[[str, int, int], None]
 
 

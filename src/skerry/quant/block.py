@@ -1,0 +1,253 @@
+"""What happens to one block: observe its inputs, transform its groups, solve its layers, report what each cost.
+
+Every transform is fitted on the block as the earlier ones left it, and is undone with an error if it changed what the
+block computes; the solvers see the inputs that the already quantized blocks before it give.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skerry.core.errors import ModelError
+from skerry.quant.activation import TokenDynamic
+from skerry.quant.architectures.base import Architecture
+from skerry.quant.calibration import BlockInputs, output_of, run_model
+from skerry.quant.groups import Group
+from skerry.quant.linear import PreparedLinear, QuantizedLinear
+from skerry.quant.numerics import AffineGrid, signal_to_noise
+from skerry.quant.parts import FloatTensor, ModelTransform, Solved
+from skerry.quant.probe import GroupContext, probe_of
+from skerry.quant.recipe import Recipe
+from skerry.quant.report import LayerReport, QuantizationReport
+from skerry.quant.statistics import LayerStatistics, StatisticsCollector
+from skerry.quant.streams import HiddenStates
+
+__all__ = ["TOLERANCE", "Block", "block_of", "quantize_block", "relative_error"]
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+@dataclass
+class Block:
+    """A block with the calls it gets; for a model without blocks, the model and its batches."""
+
+    name: str
+    module: nn.Module
+    run: Callable[[int], Tensor]
+    count: int
+    masks: list[Tensor | None]
+
+
+def block_of(
+    model: nn.Module, name: str, batches: list[Any], inputs: BlockInputs | None, states: HiddenStates | None
+) -> Block:
+    """Return the block ``name`` and how it is called on the hidden states; without these, the model on its batches."""
+    module = model.get_submodule(name)
+    if inputs is None or states is None:
+        return Block(
+            name, module, lambda b: output_of(run_model(model, batches[b])), len(batches), [None] * len(batches)
+        )
+
+    def run(b: int) -> Tensor:
+        with torch.no_grad():
+            found = module(states[b], *inputs.arguments[b], **inputs.keywords[b])
+        return found[0] if isinstance(found, tuple) else found
+
+    return Block(name, module, run, len(states), inputs.masks)
+
+
+def quantize_block(
+    model: nn.Module,
+    block: Block,
+    index: int,
+    architecture: Architecture,
+    recipe: Recipe,
+    report: QuantizationReport,
+    check: bool,
+    random_state: int,
+    states: HiddenStates | None,
+) -> None:
+    """Transform and quantize one block in place, write its lines of the report, make the next block's inputs."""
+    groups = _groups(model, block, architecture)
+    for transform in recipe.transforms:
+        if isinstance(transform, ModelTransform):
+            continue
+        contexts = [_context(model, group, recipe, index, random_state) for group in groups]
+        found = _observe(block, groups, contexts, transform.needs)
+        for group, context, statistics in zip(groups, contexts, found, strict=True):
+            facts = _transformed(block, group, transform, statistics, context, check)
+            if facts:
+                report.transforms.append({"transform": type(transform).__name__, "group": group.name, **facts})
+    outputs = None
+    if recipe.propagate == "float" and states is not None:
+        outputs = [block.run(b) for b in range(block.count)]
+    for part in [groups] if recipe.sequential == "block" else [[g] for g in groups]:
+        contexts = [_context(model, group, recipe, index, random_state) for group in part]
+        needs = {"sample"} | _needs(recipe, part)
+        found = _observe(block, part, contexts, needs) if block.count else [LayerStatistics() for _ in part]
+        for group, context, statistics in zip(part, contexts, found, strict=True):
+            _solve_group(model, group, context, statistics, recipe, report)
+    if states is not None:
+        for b in range(block.count):
+            states[b] = block.run(b) if outputs is None else outputs[b]
+
+
+def _solve_group(
+    model: nn.Module,
+    group: Group,
+    context: GroupContext,
+    statistics: LayerStatistics,
+    recipe: Recipe,
+    report: QuantizationReport,
+) -> None:
+    for name, layer in group.consumers.items():
+        started = time.perf_counter()
+        weight, solver, activation = recipe.parts_for(name, group.role)
+        if isinstance(weight, AffineGrid) and not recipe.strict_groups:
+            kept, weight = weight, weight.for_shape((layer.out_features, layer.in_features))
+            if weight is not kept:
+                report.notes.append(f"{name}: one scale a row, groups of {kept.group_size} do not divide its inputs")
+        elif isinstance(weight, AffineGrid):
+            weight.group_of((layer.out_features, layer.in_features), name)
+        if activation is not None:
+            activation = _fitting(activation, layer.in_features, name, recipe, report).calibrated(statistics)
+        W = layer.weight.detach()
+        if weight is None and activation is None and not layer.before:
+            model.set_submodule(name, layer.plain())
+            continue
+        if weight is None:
+            solved = Solved(FloatTensor(W.clone()))
+        elif solver is None:
+            solved = Solved(weight.quantize(W.float()))
+        elif hasattr(solver, "solve_in"):  # wants the probe: the error of the whole parent
+            solved = solver.solve_in(W.float(), statistics, weight, group=group, layer=name, context=context)
+        else:
+            solved = solver.solve(W.float(), statistics, weight, name=name)
+        quantized = QuantizedLinear(solved, activation, layer.bias, tuple(layer.before))
+        quantized.train(False)
+        report.layers.append(_layer_report(name, layer, quantized, statistics, time.perf_counter() - started))
+        model.set_submodule(name, quantized)
+
+
+def _fitting(activation: Any, channels: int, name: str, recipe: Recipe, report: QuantizationReport) -> Any:
+    """Return the quantizer, or one scale a token where its groups do not divide the channels."""
+    size = getattr(activation, "group_size", None)
+    if not size or channels % size == 0 or recipe.strict_groups:
+        return activation
+    report.notes.append(f"{name}: inputs get one scale a token, groups of {size} do not divide its {channels} channels")
+    return TokenDynamic(activation.bits, activation.symmetric)
+
+
+def _layer_report(
+    name: str, layer: PreparedLinear, quantized: QuantizedLinear, statistics: LayerStatistics, seconds: float
+) -> LayerReport:
+    noise = float("nan")
+    if statistics.sample is not None:
+        X = statistics.sample[:512]
+        exact = X @ layer.weight.float().T
+        rounded = X if quantized.activation is None else quantized.activation.fake(X)
+        solved = quantized.solved
+        stored = solved.weight.dequantize() + (0.0 if solved.sparse is None else solved.sparse.dense())
+        given = rounded @ stored.T
+        if solved.low_rank is not None:
+            given = given + X @ solved.low_rank.dense().T
+        noise = signal_to_noise(exact, given)
+    out, inputs = quantized.out_features, quantized.in_features
+    return LayerReport(
+        name=name,
+        shape=(out, inputs),
+        nbytes=quantized.nbytes,
+        bits_per_weight=8 * quantized.solved.nbytes / (out * inputs),
+        signal_to_noise=noise,
+        objective=quantized.solved.objective,
+        seconds=seconds,
+        info=dict(quantized.solved.info),
+    )
+
+
+def _transformed(
+    block: Block, group: Group, transform: Any, statistics: LayerStatistics, context: GroupContext, check: bool
+) -> Mapping[str, Any]:
+    """Apply a transform to one group; undo it with an error if the block's output is not what it was."""
+    if not check or not block.count:
+        return transform.apply(group, statistics, context)
+    before = block.run(0)
+    kept = copy.deepcopy(block.module.state_dict())
+    changes = {name: list(layer.before) for name, layer in group.consumers.items()}
+    facts = transform.apply(group, statistics, context)
+    error = relative_error(before, block.run(0))
+    if not error <= TOLERANCE.get(before.dtype, 1e-2):
+        for name, layer in group.consumers.items():
+            layer.before = changes[name]
+        block.module.load_state_dict(kept, strict=False)
+        raise ModelError(
+            f"{type(transform).__name__} changed the function of {group.name} (relative error {error:.2g}): "
+            f"another layer reads {group.producer or 'its input'} or {block.name} is not as its architecture says"
+        )
+    return facts
+
+
+def _observe(
+    block: Block, groups: list[Group], contexts: list[GroupContext], needs: set[str] | frozenset[str]
+) -> list[LayerStatistics]:
+    """Run the block over the calibration batches and return the statistics of each group's input."""
+    if not block.count:
+        return [LayerStatistics() for _ in groups]
+    collectors = [StatisticsCollector(needs, group.name) for group in groups]
+    current: list[Tensor | None] = [None]
+
+    def listen(collector: StatisticsCollector, layer: PreparedLinear) -> Any:
+        def hook(module: nn.Module, arguments: tuple) -> None:
+            x = arguments[0]
+            for change in layer.before:
+                x = change(x)
+            mask = current[0] if current[0] is not None and x.shape[:2] == current[0].shape else None
+            collector.update(x, mask)
+
+        return layer.register_forward_pre_hook(hook)
+
+    with ExitStack() as stack:
+        for group, collector, context in zip(groups, collectors, contexts, strict=True):
+            handle = listen(collector, next(iter(group.consumers.values())))
+            stack.callback(handle.remove)
+            stack.enter_context(context.probe.listening())
+        for b in range(block.count):
+            current[0] = block.masks[b]
+            block.run(b)
+    return [collector.finish() for collector in collectors]
+
+
+def _groups(model: nn.Module, block: Block, architecture: Architecture) -> list[Group]:
+    if block.name:
+        return architecture.block_groups(model, block.name)
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, PreparedLinear)]
+    return [Group(n, {n: m}) for n, m in layers]
+
+
+def _context(model: nn.Module, group: Group, recipe: Recipe, index: int, random_state: int) -> GroupContext:
+    weight, _, activation = recipe.parts_for(next(iter(group.consumers)), group.role)
+    if isinstance(weight, AffineGrid):
+        weight = weight.for_shape((1, group.width))
+    size = getattr(activation, "group_size", None)
+    if activation is not None and size and group.width % size:
+        activation = TokenDynamic(activation.bits, activation.symmetric)
+    return GroupContext(model, weight, activation, probe_of(model, group), index, random_state)
+
+
+def _needs(recipe: Recipe, groups: list[Group]) -> set[str]:
+    parts = [part for group in groups for name in group.consumers for part in recipe.parts_for(name, group.role)]
+    return {need for part in parts for need in getattr(part, "needs", ())}
+
+
+def relative_error(before: Tensor, after: Tensor) -> float:
+    """Return ``|after - before| / |before|``."""
+    before, after = before.double(), after.double()
+    return float(torch.linalg.vector_norm(after - before) / torch.linalg.vector_norm(before).clamp(min=1e-30))
