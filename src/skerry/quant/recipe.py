@@ -35,6 +35,7 @@ PARTS: dict[str, str] = {
     "PairCodec": "skerry.quant.formats.victim_codec",
     "PreDequant": "skerry.quant.transforms.symmetrize",
     "QuantEase": "skerry.quant.solvers.quantease",
+    "QuantileRotation": "skerry.quant.transforms.adaptive_rotation",
     "RTN": "skerry.quant.solvers.rtn",
     "ResidualRotation": "skerry.quant.transforms.rotation",
     "RoundClamp": "skerry.quant.activation",

@@ -5,7 +5,8 @@ import torch
 
 import skerry.quant as quant
 from skerry.core.errors import ParameterError
-from skerry.quant.engine import output_of, quantize_model
+from skerry.quant.calibration import output_of
+from skerry.quant.engine import quantize_model
 from skerry.quant.recipe import Recipe
 from skerry.quant.transforms.adaptive_rotation import (
     AdaptiveRotation,
@@ -91,7 +92,37 @@ def test_the_recipe_chooses_layer_by_layer(tiny, inputs):
     assert 4.0 < report.bits_per_weight < 9.0
 
 
+@pytest.mark.parametrize("family", ["llama", "opt", "plain"])
+def test_the_loudest_layers_of_the_whole_model(family, tiny, inputs):
+    model, batches = tiny(family), inputs(family)
+    recipe = quant.make_recipe("lrq-dit", "w4a8", threshold="quantile:0.75", block=16, max_steps=8)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    moves = Recipe("x", transforms=recipe.transforms)
+    found, report = quantize_model(model, moves, calibration=batches)
+    with torch.no_grad():
+        exact = output_of(model(batches[0]))
+        assert float((output_of(found(batches[0])) - exact).norm() / exact.norm()) < 1e-5
+    told = report.transforms[0]
+    groups = len(told["dual"]) + told["hadamard"]
+    assert len(told["dual"]) == -(-groups // 4)  # the paper's few, here a quarter
+    # layer by layer with the threshold that was found, the same layers are chosen
+    _, again = quantize_model(
+        model,
+        Recipe("x", transforms=(AdaptiveRotation(told["threshold"] * (1 - 1e-5), 16, 8),)),
+        calibration=batches,
+    )
+    assert [t["group"] for t in again.transforms if t["kind"] == "dual"] == told["dual"]
+
+
+def test_groups_of_weights():
+    recipe = quant.make_recipe("lrq-dit", "w3a8g64")
+    assert recipe.weight.group_size == 64 and quant.make_recipe("lrq-dit", "w3a8").weight.group_size == -1
+
+
 def test_settings_out_of_range():
+    for threshold in ("x", "quantile:x", "quantile:2"):
+        with pytest.raises(ParameterError):
+            quant.make_recipe("lrq-dit", "w4a8", threshold=threshold)
     with pytest.raises(ParameterError):
         AdaptiveRotation(threshold=-1.0)
     with pytest.raises(ParameterError, match="2 to 8"):
