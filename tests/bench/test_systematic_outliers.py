@@ -29,7 +29,7 @@ def test_the_check_up_finds_what_was_planted(texts):
     rows, expectations = study._check_up(True, texts, lambda text: None, train_tables)
     assert [r["model"] for r in rows] == ["as trained", "planted"]
     assert rows[0]["outliers (1000 x)"] == 0 < rows[1]["outliers (1000 x)"]
-    assert [met for _, _, met in expectations[:3]] == [True, True, True]
+    assert [met for _, _, met in expectations[1:4]] == [True, True, True]
 
 
 def test_planting_is_undone(texts):
