@@ -12,6 +12,7 @@ from skerry.quant.linear import QuantizedLinear
 from skerry.quant.recipe import Recipe
 from skerry.quant.recipes import make_recipe
 from skerry.quant.report import QuantizationReport
+from skerry.quant.resume import discard
 
 __all__ = ["quantize", "report_of", "use_kernels"]
 
@@ -26,6 +27,7 @@ def quantize(
     memory: int = 2**31,
     scratch: Path | None = None,
     random_state: int = 0,
+    work_dir: str | Path | None = None,
     progress: Progress = lambda what, done, total: None,
     **settings: Any,
 ) -> nn.Module:
@@ -48,6 +50,9 @@ def quantize(
     scratch : Path, optional
         Folder for them.
     random_state : int, default 0
+    work_dir : path, optional
+        New folder, or that of an interrupted run: finished blocks are kept there, and the same call goes on after them
+        with the same result bit for bit. It is deleted at the end.
     progress : callable
         Called with (block, done, total).
     **settings
@@ -63,7 +68,7 @@ def quantize(
     ParameterError
         For an unknown recipe, setting or bit width.
     DataError
-        If calibration data is missing or empty.
+        If calibration data is missing or empty, or the work folder is in use.
     ModelError
         If a weight is not finite or a transform changed the function.
 
@@ -84,8 +89,11 @@ def quantize(
         memory=memory,
         scratch=scratch,
         random_state=random_state,
+        work_dir=work_dir,
         progress=progress,
     )
+    if work_dir is not None:
+        discard(Path(work_dir))
     found.quantization_report = report  # type: ignore[assignment]
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from skerry.core.errors import DataError, ModelError
+from skerry.core.errors import DataError, ModelError, SkerryWarning
 from skerry.quant.architectures.base import Architecture, architecture_of
 from skerry.quant.block import TOLERANCE, block_of, quantize_block, relative_error
 from skerry.quant.calibration import as_batches, catch_inputs, output_of, run_model
@@ -25,6 +26,7 @@ from skerry.quant.linear import PreparedLinear
 from skerry.quant.parts import ModelTransform
 from skerry.quant.recipe import Recipe
 from skerry.quant.report import QuantizationReport
+from skerry.quant.resume import Start, WorkFolder, run_key
 from skerry.quant.streams import HiddenStates
 
 __all__ = ["output_of", "quantize_model"]
@@ -42,6 +44,7 @@ def quantize_model(
     scratch: Path | None = None,
     random_state: int = 0,
     check: bool = True,
+    work_dir: str | Path | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> tuple[nn.Module, QuantizationReport]:
     """Apply a recipe to a model.
@@ -62,6 +65,10 @@ def quantize_model(
     random_state : int, default 0
     check : bool, default True
         Compare the block's output before and after every transform.
+    work_dir : path, optional
+        Folder for the finished blocks: a run that was interrupted goes on where it was and gives the same result bit
+        for bit. If weights, recipe, calibration or versions changed, it starts anew with a warning. The folder stays;
+        :func:`skerry.quant.resume.discard` deletes it once the result is safe.
     progress : callable
         Called with (block, done, total).
 
@@ -74,7 +81,7 @@ def quantize_model(
     Raises
     ------
     DataError
-        If calibration data is missing or empty.
+        If calibration data is missing or empty, or the work folder is in use.
     ModelError
         If a weight is not finite, nothing is left to quantize, or a transform changed the function.
     """
@@ -86,34 +93,35 @@ def quantize_model(
         model = copy.deepcopy(model)
     was_training = model.training
     model.eval().requires_grad_(False)
-    architecture = architecture_of(model)
-    if architecture.keep:
-        recipe = recipe.with_skip(*architecture.keep)
-    report = QuantizationReport(recipe=recipe, architecture=architecture.name)
-    if architecture.check is not None and (reason := architecture.check(model)):
-        report.notes.append(f"{architecture.name} without folding: {reason}")
-    if architecture.prepare is not None:
-        architecture.prepare(model)
-    names = architecture.block_names(model) if architecture.blocks else [""]
-    _check_weights(model)
-    if not _prepare(model, names, recipe):
-        raise ModelError(f"no linear layer is left to quantize: the recipe skips {', '.join(recipe.skip)}")
-    for transform in recipe.transforms:
-        if isinstance(transform, ModelTransform):
-            report.transforms.append(_whole_model(model, architecture, transform, batches, check))
     with ExitStack() as stack:
+        work = None
+        if work_dir is not None:
+            key = run_key(model, recipe, batches, random_state=random_state, check=check)
+            work = stack.enter_context(WorkFolder(Path(work_dir), key))
+        architecture = architecture_of(model)
+        if architecture.keep:
+            recipe = recipe.with_skip(*architecture.keep)
+        report = QuantizationReport(recipe=recipe, architecture=architecture.name)
+        names = _prepared(model, architecture, recipe, report)
+        for transform in recipe.transforms:
+            if isinstance(transform, ModelTransform):
+                report.transforms.append(_whole_model(model, architecture, transform, batches, check))
         inputs = catch_inputs(model, model.get_submodule(names[0]), batches) if batches and names[0] else None
         states = None
         if inputs is not None:
             states = HiddenStates(inputs.hidden, limit=memory, folder=scratch)
             stack.callback(states.close)
-        for i, name in enumerate(names):
+        first = 0 if work is None else _resumed(work, model, names, report, states)
+        for i, name in enumerate(names[first:], first):
             progress(name or type(model).__name__, i, len(names))
             block = block_of(model, name, batches, inputs, states)
+            start = Start(block.module, report)
             quantize_block(model, block, i, architecture, recipe, report, check, random_state, states)
+            if work is not None:
+                work = _kept(work, i, model, names, report, states, start)
         progress("", len(names), len(names))
     model.train(was_training)
-    report.seconds = time.perf_counter() - started
+    report.seconds += time.perf_counter() - started
     return model, report
 
 
@@ -129,15 +137,59 @@ def _whole_model(
     return {"transform": type(transform).__name__, "group": "model", **facts}
 
 
-def _prepare(model: nn.Module, blocks: list[str], recipe: Recipe) -> int:
-    """Put a :class:`PreparedLinear` in place of every layer to quantize; return how many."""
+def _prepared(model: nn.Module, architecture: Architecture, recipe: Recipe, report: QuantizationReport) -> list[str]:
+    """Bring the model into the form described, its layers ready to be changed; return the names of its blocks."""
+    if architecture.check is not None and (reason := architecture.check(model)):
+        report.notes.append(f"{architecture.name} without folding: {reason}")
+    if architecture.prepare is not None:
+        architecture.prepare(model)
+    names = architecture.block_names(model) if architecture.blocks else [""]
+    _check_weights(model)
     count = 0
-    for block in blocks:
+    for block in names:
         for name, module in list(model.get_submodule(block).named_modules(prefix=block)):
             if isinstance(module, nn.Linear) and not recipe.skips(name):
                 model.set_submodule(name, PreparedLinear(module))
                 count += 1
-    return count
+    if not count:
+        raise ModelError(f"no linear layer is left to quantize: the recipe skips {', '.join(recipe.skip)}")
+    return names
+
+
+def _resumed(
+    work: WorkFolder, model: nn.Module, names: list[str], report: QuantizationReport, states: HiddenStates | None
+) -> int:
+    """Put the blocks that an earlier run finished in their places; return how many there are."""
+    if work.anew:
+        warnings.warn(f"{work.path}: starting anew, {work.anew}", SkerryWarning, stacklevel=4)
+        report.notes.append(f"started anew: {work.anew}")
+    for i in range(work.done):
+        work.restore_block(i, model, names[i], report)
+    if 0 < work.done < len(names) and states is not None:
+        for b, tensor in enumerate(work.read_states(work.done)):
+            states[b] = tensor.to(states[b].device)
+    if work.done:
+        report.notes.append(f"resumed: {work.done} of {len(names)} blocks came from {work.path}")
+    return work.done
+
+
+def _kept(
+    work: WorkFolder,
+    index: int,
+    model: nn.Module,
+    names: list[str],
+    report: QuantizationReport,
+    states: HiddenStates | None,
+    start: Start,
+) -> WorkFolder | None:
+    """Keep a finished block; return the folder, or None where the block cannot be rebuilt and nothing is kept."""
+    if reason := start.changed(model.get_submodule(names[index])):
+        report.notes.append(f"an interruption would lose this run: {names[index]}.{reason}")
+        return None
+    if states is not None and index + 1 < len(names):
+        work.save_states(index + 1, states)
+    work.save_block(index, model, names[index], report, start)
+    return work
 
 
 def _check_weights(model: nn.Module) -> None:
