@@ -11,19 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skerry.core.errors import ModelError
 from skerry.quant.formats.mixed_decomposition import MixedInt8Tensor, OutlierSplit
-from skerry.quant.parts import QuantizedTensor, Solved, SparseColumns
+from skerry.quant.parts import Solved, SparseColumns
 from skerry.quant.runtime.capability import int8_products
 from skerry.quant.runtime.extras import Extras
-from skerry.quant.runtime.int8_form import has_int8_form, int8_form
-from skerry.quant.runtime.packing import PackedInt8
+from skerry.quant.runtime.int8_form import has_int8_form
+from skerry.quant.runtime.int8_rows import Int8Rows
 from skerry.quant.runtime.w8a8 import unsigned
 
 __all__ = ["MixedInt8Kernel"]
 
 
-class MixedInt8Kernel:
+class MixedInt8Kernel(Int8Rows):
     """Inputs of an :class:`~skerry.quant.formats.mixed_decomposition.OutlierSplit`, int8 weights with a scale a row.
 
     Attributes
@@ -35,15 +34,7 @@ class MixedInt8Kernel:
     name = "mixed_int8"
 
     def __init__(self, solved: Solved, activation: OutlierSplit, bias: Tensor | None = None) -> None:
-        form = int8_form(solved.weight)
-        if form is None or not self.matches(solved, activation):
-            raise ModelError(f"{self.name}: this kernel does not fit {solved.weight.kind} weights with {activation!r}")
-        self.activation = activation
-        self.packed = PackedInt8(form.codes)
-        self.scale, self.zero, self._rebuild = form.scale, form.zero, form.rebuild
-        self.row_sum = form.codes.sum(1, dtype=torch.int64).float()
-        if self.zero is not None:
-            self.row_sum -= form.codes.shape[1] * self.zero
+        super().__init__(solved, activation)
         self.kept: Tensor | None = None  # (in, out), or the rows of static columns (n, out)
         if activation.mode == "static":
             columns = list(activation.columns or ())
@@ -78,11 +69,7 @@ class MixedInt8Kernel:
     def nbytes(self) -> int:
         """Bytes held."""
         kept = 0 if self.kept is None else self.kept.numel() * self.kept.element_size()
-        return self.packed.nbytes + 4 * 2 * self.packed.out + kept + self.extras.nbytes
-
-    def restore(self) -> QuantizedTensor:
-        """Return the stored weight from the packed copy."""
-        return self._rebuild(self.packed.codes())
+        return super().nbytes + kept + self.extras.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return (..., out) in the dtype of ``x``."""

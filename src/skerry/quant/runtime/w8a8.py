@@ -9,18 +9,18 @@ from torch import Tensor
 
 from skerry.core.errors import ModelError
 from skerry.quant.activation import RoundClamp, TensorDynamic, TensorStatic, TokenDynamic
-from skerry.quant.parts import QuantizedTensor, Solved
+from skerry.quant.parts import Solved
 from skerry.quant.runtime.capability import int8_products
 from skerry.quant.runtime.extras import Extras
-from skerry.quant.runtime.int8_form import has_int8_form, int8_form
-from skerry.quant.runtime.packing import PackedInt8
+from skerry.quant.runtime.int8_form import has_int8_form
+from skerry.quant.runtime.int8_rows import Int8Rows
 
 __all__ = ["Int8Linear", "int8_input", "unsigned"]
 
 TINY = 1e-12
 
 
-class Int8Linear:
+class Int8Linear(Int8Rows):
     """Per-token, per-tensor or scale-free inputs of at most 8 bits, weights of at most 8 bits with a scale a row.
 
     Sparse and low-rank parts are added in floating point.
@@ -29,16 +29,7 @@ class Int8Linear:
     name = "w8a8"
 
     def __init__(self, solved: Solved, activation: Any, bias: Tensor | None = None) -> None:
-        form = int8_form(solved.weight)
-        if form is None or not self.matches(solved, activation):
-            raise ModelError(f"{self.name}: this kernel does not fit {solved.weight.kind} weights with {activation!r}")
-        self.activation = activation
-        self.packed = PackedInt8(form.codes)
-        self.scale, self.zero, self._rebuild = form.scale, form.zero, form.rebuild
-        # what an input's zero point multiplies: the row sums of (codes - zero)
-        self.row_sum = form.codes.sum(1, dtype=torch.int64).float()
-        if self.zero is not None:
-            self.row_sum -= form.codes.shape[1] * self.zero
+        super().__init__(solved, activation)
         self.extras = Extras(solved, bias)
 
     @classmethod
@@ -57,11 +48,7 @@ class Int8Linear:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.packed.nbytes + 4 * 2 * self.packed.out + self.extras.nbytes
-
-    def restore(self) -> QuantizedTensor:
-        """Return the stored weight from the packed copy."""
-        return self._rebuild(self.packed.codes())
+        return super().nbytes + self.extras.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return (..., out) in the dtype of ``x``."""

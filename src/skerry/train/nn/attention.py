@@ -184,12 +184,16 @@ class GatedAttention(nn.Module):
         )
         return out, None
 
+    def _for_every_head(self, t: Tensor) -> Tensor:
+        """Return keys or values (B, n_kv_heads, T, c) with a copy for every query head."""
+        groups = self.n_heads // self.n_kv_heads
+        return t.repeat_interleave(groups, dim=1) if groups > 1 else t
+
     def _scores(
         self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None, pad_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return masked scores (B, H, T, T), and the values with a copy for every query head."""
-        groups = self.n_heads // self.n_kv_heads
-        k, v = (t.repeat_interleave(groups, dim=1) if groups > 1 else t for t in (k, v))
+        k, v = self._for_every_head(k), self._for_every_head(v)
         scores = q @ k.mT * self.head_dim**-0.5
         allowed = self._allowed(mask, pad_mask, x)
         if allowed is not None:

@@ -174,8 +174,7 @@ class CausalAttention(GatedAttention):
             share = 1.0 - weights.sum(-1, keepdim=True)
             drop = nn.functional.dropout
             return drop(weights, dropout) @ v + drop(share, dropout) * value, weights
-        groups = self.n_heads // self.n_kv_heads
-        k, v = (t.repeat_interleave(groups, dim=1) if groups > 1 else t for t in (k, v))
+        k, v = self._for_every_head(k), self._for_every_head(v)
         allowed = self._allowed(mask, pad_mask, x)
         if allowed is not None:
             free = 1.0 if allowed.dtype == torch.bool else 0.0
