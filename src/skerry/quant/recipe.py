@@ -21,6 +21,7 @@ PARTS: dict[str, str] = {
     "AdaptiveRotation": "skerry.quant.transforms.adaptive_rotation",
     "AffineGrid": "skerry.quant.numerics",
     "BranchSmooth": "skerry.quant.transforms.low_rank",
+    "ClippedRTN": "skerry.quant.solvers.clipped",
     "Float4": "skerry.quant.formats.float4",
     "Float8": "skerry.quant.formats.float8",
     "Float8Token": "skerry.quant.formats.float8",

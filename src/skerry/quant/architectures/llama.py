@@ -4,7 +4,7 @@ from skerry.quant.architectures.base import Architecture, GroupSpec
 
 ARCHITECTURE = Architecture(
     name="Llama",
-    model_types=("llama", "mistral", "qwen2", "qwen3"),
+    model_types=("llama", "mistral", "qwen2", "qwen3", "llada"),
     blocks="model.layers|layers",
     groups=(
         GroupSpec(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "input_layernorm", "norm", "self_attn"),

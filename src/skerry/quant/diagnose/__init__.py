@@ -5,7 +5,9 @@ from skerry.core.lazy import lazy_package
 __getattr__, __dir__, __all__ = lazy_package(
     __name__,
     {
+        "InputCensus": "skerry.quant.diagnose.inputs",
         "OutlierReport": "skerry.quant.diagnose.report",
+        "input_census": "skerry.quant.diagnose.inputs",
         "intervene": "skerry.quant.diagnose.intervention",
         "outliers": "skerry.quant.diagnose.report",
         "sink_decomposition": "skerry.quant.diagnose.attention",

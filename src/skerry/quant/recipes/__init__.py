@@ -17,6 +17,7 @@ __all__ = ["RECIPES", "make_recipe"]
 RECIPES: dict[str, tuple[str, str]] = {
     "adadim": ("adadim", "weights of 4 bits and below: groups by row or column, as the output asks (AdaDim)"),
     "awq": ("awq", "weights of 4 bits and below: column scales from the inputs (AWQ)"),
+    "duquant": ("duquant", "4-bit weights and activations: smoothing and two searched rotations (DuQuant)"),
     "gptq": ("gptq", "weights of 4 bits and below: error feedback (GPTQ)"),
     "llm-int8": ("llm_int8", "8 bits without calibration: outlier columns stay in floating point (LLM.int8)"),
     "lrq-dit": ("lrq_dit", "3-bit weights of diffusion transformers: twin logarithmic levels, rotations (LRQ-DiT)"),
