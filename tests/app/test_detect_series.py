@@ -63,7 +63,10 @@ def test_json_and_the_way_back_to_a_table(skerry, sensor):
         (["--detector", "oracle"], 2, "unknown detector"),
         (["--kind", "series", "--detector", "knn"], 2, "unknown series detector"),
         (["--time", "nope"], 1, "nope"),
-        (["--save-model", "m.skerry"], 2, "add --kind table"),
+        (["--model", "nope.skerry"], 1, "no such file"),
+        (["--reference", "nope.csv"], 1, "nope.csv"),
+        (["--model", "nope.skerry", "--kind", "series", "--follow"], 2, "--model does nothing"),
+        (["--reference", "nope.csv", "--train-share", "0.5"], 2, "exclude each other"),
         (["--train-share", "7"], 1, "train_share"),
         (["--out", "/no/such/folder/s.csv"], 1, "does not exist"),
     ],
@@ -73,3 +76,35 @@ def test_mistakes_end_in_one_line(skerry, sensor, arguments, code, words):
     assert done.returncode == code
     assert words in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_a_model_is_saved_and_scores_what_comes_later(skerry, sensor, tmp_path):
+    lines = sensor.read_text().splitlines()
+    early, late, other = tmp_path / "early.csv", tmp_path / "late.csv", tmp_path / "other.csv"
+    early.write_text("\n".join(lines[:501]) + "\n")
+    late.write_text("\n".join([lines[0].replace("value", "new,value"), *(r.replace(",", ",7,") for r in lines[501:])]))
+    other.write_text("\n".join([lines[0].replace("value", "speed"), *lines[501:]]))
+    model = tmp_path / "m.skerry"
+    done = skerry("detect", early, "--detector", "forecast", "--save-model", model)
+    assert done.returncode == 0, done.stderr
+    assert f"model: {model.name}" in done.stdout.replace(str(tmp_path) + "/", "")
+    told = json.loads(skerry("detect", late, "--model", model, "--json").stdout)  # a new channel is told and left out
+    assert told["detector"] == "Forecast"
+    assert any("is a model of series" in note for note in told["notes"])
+    assert any("left out: 'new'" in note for note in told["notes"])
+    assert any(e["start"] < 110 and e["stop"] > 100 for e in told["events"])
+    loud = json.loads(skerry("detect", late, "--model", model, "--json", "--threshold", "contamination:0.3").stdout)
+    few, many = (sum(e["stop"] - e["start"] for e in t["events"]) for t in (told, loud))
+    assert few < many
+    by_reference = json.loads(
+        skerry("detect", late, "--kind", "series", "--detector", "forecast", "--reference", early, "--json").stdout
+    )
+    assert by_reference["events"] == told["events"]
+    for arguments, words in (
+        ((other, "--model", model), "none of the channels"),
+        ((late, "--model", model, "--kind", "table"), "is a model of kind series"),
+        ((late, "--model", early), "not a whole model"),
+    ):
+        done = skerry("detect", *arguments)
+        assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+        assert words in " ".join(done.stderr.split())

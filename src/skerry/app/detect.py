@@ -5,12 +5,16 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from skerry.app.console import progress, quiet_warnings, usable_engine, use_threads
 from skerry.app.detect_table import print_findings
+
+if TYPE_CHECKING:
+    from skerry.detect.series.series_model import SeriesModel
+    from skerry.detect.tabular.pipeline import TableModel
 
 __all__ = ["detect"]
 
@@ -24,9 +28,7 @@ def detect(
         typer.Option(help="auto, contamination:0.01, extreme:1e-3, conformal:0.05 ..."),
     ] = "auto",
     label: Annotated[str | None, typer.Option(help="0/1 column kept out of the features; metrics are printed.")] = None,
-    reference: Annotated[
-        str | None, typer.Option(help="A table of rows known to be normal: fit and calibrate on it.")
-    ] = None,
+    reference: Annotated[str | None, typer.Option(help="Rows or series known to be normal: fit on them.")] = None,
     out: Annotated[Path | None, typer.Option(help="Scores of all rows, .parquet or .csv.")] = None,
     report: Annotated[Path | None, typer.Option(help="A self-contained HTML page.")] = None,
     top: Annotated[int, typer.Option(min=0, help="Flagged rows to print.")] = 10,
@@ -54,6 +56,9 @@ def detect(
     Example: `skerry detect payments.csv --threshold contamination:0.01 --report findings.html`
 
     Example: `skerry detect sensors.csv --kind series --merge-gap 30 --out scores.csv`
+
+    Example: `skerry detect january.csv --kind series --save-model pump.skerry`, later `skerry detect february.csv
+    --model pump.skerry`
 
     Example: `skerry detect sensor.csv --kind series --follow --state sensor.state`
     """
@@ -93,6 +98,11 @@ def detect(
         raise typer.BadParameter(str(error)) from None
     _check_outputs(out, report, save_model, source=path)
     words = ""
+    fitted = None if model is None else _saved(model, kind)
+    if fitted is not None and type(fitted).__name__ == "SeriesModel":
+        kind, words = "series", words if kind == "series" else f"{model} is a model of series"
+    elif fitted is not None:
+        kind = "table"
     if ordered and kind == "table":
         raise typer.BadParameter(f"threshold {threshold!r} needs the order of time: it works on series alone")
     if kind == "auto" and ordered:
@@ -100,7 +110,7 @@ def detect(
     if kind == "auto":
         if kinds == ["series"]:
             words = f"{detector} is a detector of series"
-        elif "series" in kinds and model is None and reference is None:
+        elif "series" in kinds:
             words = _time_words(path, time, by)
         kind = "series" if words else "table"
         if words and engine != "local":
@@ -108,29 +118,22 @@ def detect(
     if kind == "series":
         from skerry.app.detect_series import detect_series
 
-        alone = {"--save-model": save_model, "--model": model, "--reference": reference}
-        for option, given in (alone | {"--engine": None if engine == "local" else engine}).items():
-            if given is not None:
-                raise typer.BadParameter(f"{option} works on tables; add --kind table")
+        if engine != "local":
+            raise typer.BadParameter("--engine works on tables; add --kind table")
+        if sum(given is not None for given in (reference, model, train_share)) > 1:
+            raise typer.BadParameter("--reference, --model and --train-share exclude each other")
         alarm = {"merge_gap": merge_gap, "min_length": min_length, "cooldown": cooldown}
         detect_series(
             path, detector, threshold, label, out, report, top, explain, as_json, seed, time, by, train_share, alarm,
-            words,
+            words, reference, fitted, save_model,
         )  # fmt: skip
         return
     with quiet_warnings() as warned, progress("scoring") as update:
-        from skerry.core.persistence import load, save
-        from skerry.detect.tabular.pipeline import TableModel, find_outliers
+        from skerry.core.persistence import save
+        from skerry.detect.tabular.pipeline import find_outliers
 
-        fitted = None
-        if model is not None:
-            fitted = load(model)
-            if not isinstance(fitted, TableModel):
-                from skerry.core.errors import ModelError
-
-                raise ModelError(f"{model}: holds a {type(fitted).__name__}, not a model saved by skerry detect")
-            if threshold != "auto":
-                fitted.detector_.set_threshold(threshold)
+        if fitted is not None and threshold != "auto":
+            fitted.detector_.set_threshold(threshold)
         keep: list[TableModel] = []
         findings = find_outliers(
             path,
@@ -161,6 +164,33 @@ def detect(
     for kind, where in (("scores", out), ("report", report), ("model", save_model)):
         if where is not None:
             typer.echo(f"{kind}: {where}")
+
+
+def _saved(path: Path, kind: str) -> TableModel | SeriesModel:
+    """Return the model of a file, which must be one of the kind that was asked for.
+
+    Raises
+    ------
+    ModelError
+        If it is none, or is of the other kind.
+    """
+    from skerry.core.errors import ModelError
+    from skerry.core.persistence import load
+    from skerry.detect.series.series_model import SeriesModel
+    from skerry.detect.tabular.pipeline import TableModel
+
+    found = load(path)
+    if not isinstance(found, (TableModel, SeriesModel)):
+        raise ModelError(f"{path}: holds a {type(found).__name__}, not a model saved by skerry detect")
+    holds = "series" if isinstance(found, SeriesModel) else "table"
+    if kind not in ("auto", holds):
+        raise ModelError(f"{path}: is a model of kind {holds}; leave --kind {kind} out")
+    if isinstance(found, SeriesModel):
+        try:
+            found.check()
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from None
+    return found
 
 
 def _kinds_of(detector: str, kind: str) -> list[str]:

@@ -13,6 +13,7 @@ from skerry.app.console import progress, quiet_warnings
 
 if TYPE_CHECKING:
     from skerry.core.series_findings import SeriesFindings
+    from skerry.detect.series.series_model import SeriesModel
 
 __all__ = ["detect_series"]
 
@@ -33,9 +34,16 @@ def detect_series(
     train_share: float | None,
     alarm: dict[str, int],
     words: str,
+    reference: str | None = None,
+    model: SeriesModel | None = None,
+    save_model: Path | None = None,
 ) -> None:
     """Run the search and print it; ``words`` say why the file is taken for a series."""
     from skerry.core.events import AlarmRule
+
+    if model is not None and threshold != "auto":
+        model.set_threshold(threshold)
+    keep: list[SeriesModel] = []
 
     with quiet_warnings() as warned, progress("series") as update:
         from skerry.detect.series.pipeline import find_events
@@ -49,14 +57,21 @@ def detect_series(
             threshold=threshold,
             alarm=AlarmRule(**alarm),
             train_share=train_share,
+            reference=reference,
+            model=model,
             label=label,
             out=out,
             top=top,
             explain=explain,
             random_state=seed,
             on_progress=update,
+            on_fitted=None if save_model is None else keep.append,
             **reading,
         )
+        if save_model is not None:
+            from skerry.core.persistence import save
+
+            save(keep[0], save_model)
     if words:
         findings.notes.insert(0, f"read as a series: {words}")
     findings.notes.extend(warned)
@@ -67,7 +82,7 @@ def detect_series(
         sys.stdout.write(findings.to_json() + "\n")
         return
     _print(findings, explain)
-    for kind, where in (("scores", out), ("report", report)):
+    for kind, where in (("scores", out), ("report", report), ("model", save_model)):
         if where is not None:
             typer.echo(f"{kind}: {where}")
 

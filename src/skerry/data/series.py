@@ -209,7 +209,7 @@ def read_series(
         work = work.with_columns(_labels(frame[c], table.name).alias(f"\x00key{i}"))
     by_columns = [f"\x00key{i}" for i in range(len(keys))]
     groups = work.partition_by(by_columns, maintain_order=True) if by_columns else [work]
-    reader = _Reader(table.name, name, form, time_zone, step, order, duplicates, max_gap, notes)
+    reader = _Reader(table.name, name, form, time_zone, step, order, duplicates, max_gap, notes, keys)
     out: list[SeriesFrame] = []
     for group in groups:
         label = " / ".join(str(group[c][0]) for c in by_columns) or table.name
@@ -275,6 +275,7 @@ class _Reader:
     duplicates: Duplicates
     max_gap: int
     notes: list[str]
+    keys: list[str]
 
     def __post_init__(self) -> None:
         self.calendar = self.form is not None and self.form.calendar
@@ -360,6 +361,8 @@ class _Reader:
             regular=regular,
             time_zone=self.zone or (self.time_zone if self.local else None),
             notes=clock.notes,
+            keys=list(self.keys),
+            piece=i,
         )
 
 

@@ -42,6 +42,10 @@ class SeriesFrame:
         The zone to show the time in; None where it is not known.
     notes : list of str
         What was found and done, in words.
+    keys : list of str
+        The columns whose values the name is made of; empty where the name is the table's.
+    piece : int
+        0, but 1 and so on after gaps that cut the series.
     """
 
     name: str
@@ -54,6 +58,13 @@ class SeriesFrame:
     regular: bool = True
     time_zone: str | None = None
     notes: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    piece: int = 0
+
+    @property
+    def key(self) -> str:
+        """The values of the key columns, the same for all pieces of a series; "" without such columns."""
+        return self.name.removesuffix(f" #{self.piece + 1}" if self.piece else "") if self.keys else ""
 
     def __len__(self) -> int:
         return self.values.shape[0]

@@ -24,8 +24,8 @@ from skerry.core.threshold import Threshold, conformal_p_value
 from skerry.data.series import SeriesFrame, read_series
 from skerry.data.tables import open_table
 from skerry.detect.series.reasons import blame_of
-from skerry.detect.series.registry import make_series_detector
 from skerry.detect.series.resemblance import resemblances
+from skerry.detect.series.series_model import SeriesModel, longest_pieces
 
 __all__ = ["find_events"]
 
@@ -40,12 +40,15 @@ def find_events(
     threshold: str | float | Threshold = "auto",
     alarm: AlarmRule | None = None,
     train_share: float | None = None,
+    reference: Any = None,
+    model: SeriesModel | None = None,
     label: str | None = None,
     out: str | Path | None = None,
     top: int | None = None,
     explain: bool = True,
     random_state: int = 0,
     on_progress: Callable[[int, int | None], None] = lambda done, total: None,
+    on_fitted: Callable[[SeriesModel], None] | None = None,
     **reading: Any,
 ) -> SeriesFindings:
     """Find the stretches of time that do not belong, in one series or many.
@@ -63,6 +66,11 @@ def find_events(
         How flagged steps become events; by default those up to 10 unflagged steps apart are one.
     train_share : float in (0, 1), optional
         Fit to this first share of each series, and score all of it. By default a series is judged as a whole.
+    reference : path, frame, array or Table, optional
+        Series known to be quiet: the detectors are fitted to them, by key, and score those of ``source``.
+    model : SeriesModel, optional
+        A fitted model: nothing is fitted, ``source`` is only scored. A channel that it knows and ``source`` lacks is
+        missing throughout, one that it does not know is left out, and so is a series among others; all is noted.
     label : str, optional
         A 0/1 column that is kept out of the channels; metrics are computed from it.
     out : path, optional
@@ -73,13 +81,18 @@ def find_events(
     random_state : int, default 0
     on_progress : callable (done, total), optional
         Told after each series.
+    on_fitted : callable (SeriesModel), optional
+        Receives the model, to keep or save it.
     **reading
         Options of :func:`~skerry.data.series.read_series`: ``time``, ``by``, ``channel``, ``channels``, ``step`` ...
 
     Raises
     ------
     DataError
-        If the source cannot be read as series, or a series cannot be scored; the message names it.
+        If the source cannot be read as series, or a series cannot be scored; the message names it. If ``model`` or
+        ``reference`` has none of the series, or no channel of one.
+    ModelError
+        If ``model`` is not whole.
     ParameterError
         For an argument out of range.
 
@@ -97,36 +110,58 @@ def find_events(
         raise ParameterError(f"train_share must lie between 0 and 1, got {train_share!r}")
     if out is not None and Path(out).suffix not in (".parquet", ".csv"):
         raise DataError(f"{out}: must end in .parquet or .csv")
-    model = make_series_detector(detector, threshold=threshold, random_state=random_state)
-    if isinstance(detector, SeriesDetector):
-        model = clone(detector).set_params(threshold=threshold)
+    learner = SeriesModel(detector, threshold, random_state)
+    template = learner.template()  # a name that does not exist is told before anything is read
     name, labels, source = _without_label(source, label)
+    if reference is not None:
+        learner.fit(read_series(_without(reference, label), **reading))
+        model = learner
+    if model is not None:
+        model.check()
+        if not isinstance(source, np.ndarray):
+            reading = model.reading(open_table(source).columns, **reading)
+        template = next(iter(model.detectors_.values()))
     frames = read_series(source, **reading)
     for frame in frames if name else []:
         frame.name = frame.name.replace(FRAME, name)  # the table without its label is a bare frame
+    told: list[str] = []
+    if model is not None:
+        frames, told = _known(frames, model)
     series: list[ScoredSeries] = []
     found: list[tuple[float, SeriesEvent]] = []
     every: list[list[Event]] = []
+    learnt = {id(frame) for frame in longest_pieces(frames)} if on_fitted is not None else set()
+    learner = learner.start() if model is None else model
     on_progress(0, len(frames))
     for i, frame in enumerate(frames):
-        scored, events, ranked = _one(frame, clone(model), alarm, train_share, explain)
+        if model is None:
+            fitted = clone(template)
+            scores = _fit_score(fitted, frame, train_share)
+            if id(frame) in learnt:
+                learner.keep(frame, fitted)
+        else:
+            fitted, scores = model.match(frame)[0], model.anomaly_score(frame)
+        scored, events, ranked = _one(frame, fitted, scores, alarm, explain)
         series.append(scored)
         every.append(events)
         found += ranked
         on_progress(i + 1, len(frames))
+    if on_fitted is not None:
+        on_fitted(learner)
     found.sort(key=lambda pair: -pair[0])
     notes = list(dict.fromkeys(note for s in series for note in s.notes)) if len(series) == 1 else []
+    notes = told + notes
     metrics = {}
     if labels is not None:
-        metrics, told = _metrics(frames, series, labels, label)
-        notes += told
+        metrics, words = _metrics(frames, series, labels, label)
+        notes += words
     if out is not None:
         _write(Path(out), frames, series, every)
     return SeriesFindings(
         source=frames[0].name if name is None and len(frames) == 1 else name or f"{len(frames)} series",
         steps=sum(len(f) for f in frames),
-        detector=type(model).__name__,
-        threshold_rule=str(threshold),
+        detector=type(template).__name__,
+        threshold_rule=str(threshold if model is None else model.threshold),
         seconds=clock.perf_counter() - started,
         n_events=len(found),
         events=[event for _, event in found[:top]],
@@ -154,17 +189,38 @@ def _without_label(source: Any, label: str | None) -> tuple[str | None, NDArray 
     return table.name, values, frame.drop(label)
 
 
-def _one(
-    frame: SeriesFrame, model: SeriesDetector, alarm: AlarmRule, train_share: float | None, explain: bool
-) -> tuple[ScoredSeries, list[Event], list[tuple[float, SeriesEvent]]]:
+def _without(source: Any, label: str | None) -> Any:
+    """Return a reference without the label's column, if it has one."""
+    if isinstance(source, np.ndarray) or label is None:
+        return source
+    table = open_table(source)
+    return table.read().drop(label) if label in table.columns else table
+
+
+def _known(frames: list[SeriesFrame], model: SeriesModel) -> tuple[list[SeriesFrame], list[str]]:
+    """Return the series that the model knows, with its channels, and what to tell of the others."""
+    known = [frame for frame in frames if model.knows(frame)]
+    if not known:
+        model.match(frames[0])  # raises, and says why
+    others = [repr(frame.name) for frame in frames if not model.knows(frame)]
+    told = [f"{len(others)} series that the model does not know, left out: {', '.join(others[:8])}"] if others else []
+    return [model.match(frame)[1] for frame in known], told
+
+
+def _fit_score(model: SeriesDetector, frame: SeriesFrame, train_share: float | None) -> NDArray[np.float64]:
     X = frame.values
     try:
         if train_share is None:
-            scores = model.fit_score(X)
-        else:
-            scores = model.fit(X[: max(1, round(train_share * len(X)))]).anomaly_score(X)
+            return model.fit_score(X)
+        return model.fit(X[: max(1, round(train_share * len(X)))]).anomaly_score(X)
     except DataError as error:
         raise DataError(f"series {frame.name!r}: {error}") from None
+
+
+def _one(
+    frame: SeriesFrame, model: SeriesDetector, scores: NDArray[np.float64], alarm: AlarmRule, explain: bool
+) -> tuple[ScoredSeries, list[Event], list[tuple[float, SeriesEvent]]]:
+    X = frame.values
     flags, cuts = model.decide(scores)
     events = alarm.events(flags, scores)
     blame = model.explain(X) if explain and events else None
