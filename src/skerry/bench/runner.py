@@ -51,6 +51,7 @@ STUDIES: dict[str, str] = {
     "tabular-speed-real": "the same on real tables",
     "tabular-speed": "seconds and memory beside PyOD, scikit-learn and faiss",
     "themis": "self-similarity of frozen embeddings on labelled series",
+    "unified-normalization": "a norm that fuses away, beside LayerNorm, RMSNorm and batch norm",
     "train": "the laboratory: what grows outliers in training, and what does not",
     "tint-noise": "noise in chains of thought: static against dynamic, and the filters for it",
 }
