@@ -11,6 +11,7 @@ import html
 import io
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -112,6 +113,39 @@ def ranking_picture() -> str:
     return f'<svg viewBox="0 0 640 {30 + row * len(names)}" role="img">{key}{"".join(body)}</svg>'
 
 
+def with_results(text: str) -> str:
+    """Bring the pictures and tables of ``benchmarks/`` that a page's HTML names into the site, and name those."""
+    results = ROOT / "benchmarks"
+
+    def picture(match: re.Match[str]) -> str:
+        if (results / match[1]).exists():
+            shutil.copyfile(results / match[1], SITE / "images" / match[1])
+        return f'src="images/{match[1]}"'
+
+    def table(match: re.Match[str]) -> str:
+        if (results / f"{match[1]}.md").exists():
+            source = (results / f"{match[1]}.md").read_text(encoding="utf-8")
+            write_page(f"result-{match[1]}.html", source)
+        return f'href="result-{match[1]}.html"'
+
+    text = re.sub(r'src="\.\./benchmarks/([\w.-]+\.svg)"', picture, text)
+    return re.sub(r'href="\.\./benchmarks/([\w-]+)\.md"', table, text)
+
+
+def write_page(name: str, source: str) -> None:
+    """Write a Markdown text as a page of the site."""
+    body = markdown.markdown(source, extensions=["tables", "fenced_code"])
+    body = re.sub(r'href="([\w-]+)\.md"', r'href="\1.html"', with_results(body))
+    body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
+    title = html.escape(source.splitlines()[0].lstrip("# "))
+    home = "" if name == "index.html" else '<p><a href="index.html">Skerry</a></p>'
+    page = (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{title}</title><style>{STYLE}</style>{home}{body}"
+    )
+    (SITE / name).write_text(page + "</html>", encoding="utf-8")
+
+
 def check(page: Path, text: str, pages: set[str]) -> list[str]:
     """Return what is wrong with a page: links to nothing, Python that fails, unknown commands."""
     wrong = []
@@ -157,18 +191,8 @@ def main() -> int:
         wrong.append("README.md: its table differs from the catalogue; run: python docs/build.py --readme")
     for name, text in {**sources, "README.md": readme}.items():
         wrong += check((ROOT if name == "README.md" else DOCS) / name, text, set(sources))
-        if name == "README.md":
-            continue
-        body = markdown.markdown(text, extensions=["tables", "fenced_code"])
-        body = re.sub(r'href="([\w-]+)\.md"', r'href="\1.html"', body)
-        body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
-        title = html.escape(text.splitlines()[0].lstrip("# "))
-        home = "" if name == "index.md" else '<p><a href="index.html">Skerry</a></p>'
-        page = (
-            '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f"<title>{title}</title><style>{STYLE}</style>{home}{body}"
-        )
-        (SITE / name.replace(".md", ".html")).write_text(page + "</html>", encoding="utf-8")
+        if name != "README.md":
+            write_page(name.replace(".md", ".html"), text)
     for line in wrong:
         print(line, file=sys.stderr)
     print(f"docs: {len(sources)} pages in {SITE.name}/, {len(wrong)} problems")
