@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -153,6 +155,55 @@ def test_an_output_folder_in_use_is_left_alone(skerry, folder, tmp_path):
     done = skerry("quantize", folder, "--recipe", "rtn", "--out", tmp_path / "mine")
     assert done.returncode == 2 and "in use" in " ".join(done.stderr.replace("│", " ").split()), done.stderr
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+INTERRUPTED = """
+import os, signal, sys
+from skerry.quant import resume
+
+keep, how = resume.WorkFolder.save_block, sys.argv.pop(1)
+
+def save_block(self, index, *rest):
+    keep(self, index, *rest)
+    if index == 0:
+        os.kill(os.getpid(), getattr(signal, how))
+
+resume.WorkFolder.save_block = save_block
+from skerry.app.cli import main
+main()
+"""
+
+
+def _interrupted(how, *args, cwd):
+    return subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, how, *map(str, args)],
+        capture_output=True, text=True, cwd=cwd, timeout=240, check=False,
+    )  # fmt: skip
+
+
+def test_an_interrupted_command_goes_on(skerry, folder, tmp_path):
+    words = ["quantize", folder, "--recipe", "gptq", "--bits", "w4a16", "--calibration", folder / "ids.npy"]
+    words += ["--context", 32, "--threads", 1, "--out"]
+    assert skerry(*words, tmp_path / "whole").returncode == 0
+    out = tmp_path / "out"
+    done = _interrupted("SIGINT", *words, out, cwd=tmp_path)
+    assert done.returncode == 130 and not out.exists() and "Traceback" not in done.stderr, done.stderr
+    assert f"1 finished blocks are kept in {out}.work" in done.stderr, done.stderr
+    (tmp_path / ".out.abcd_123.part").mkdir()  # what a kill while saving leaves
+    again = skerry(*words, out)
+    assert again.returncode == 0 and f"1 of 2 blocks are in {out}.work" in again.stderr, again.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "whole"]
+    for file in sorted((tmp_path / "whole").iterdir()):
+        assert file.read_bytes() == (out / file.name).read_bytes()
+
+
+def test_other_settings_start_anew(skerry, folder, tmp_path):
+    words = ["quantize", folder, "--calibration", folder / "ids.npy", "--context", 32, "--threads", 1]
+    words += ["--out", "out", "--recipe", "gptq", "--bits"]
+    assert _interrupted("SIGTERM", *words, "w4a16", cwd=tmp_path).returncode == 130
+    done = skerry(*words, "w3a16")
+    assert done.returncode == 0 and "starting anew, recipe is not the same" in done.stderr, done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
 def test_diagnose_prints_writes_and_draws(skerry, folder, tmp_path):

@@ -126,6 +126,12 @@ def test_a_folder_of_someone_else_is_left_alone(tiny, tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "x"
 
 
+def test_a_run_that_fails_at_once_leaves_no_folder(tiny, tmp_path):
+    with pytest.raises(SkerryError):
+        quantize_model(tiny("plain"), Recipe("x", skip=("*",)), work_dir=tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
 def test_one_run_at_a_time(tiny, tmp_path):
     key = run_key(tiny("plain"), make_recipe("rtn"), [])
     with WorkFolder(tmp_path / "work", key), pytest.raises(DataError, match="another run"):

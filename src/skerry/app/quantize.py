@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import signal
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +41,8 @@ def quantize(
     threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
 ) -> None:
     """Quantize a model by a recipe and save it where serving engines can load it.
+
+    Finished blocks are kept in OUT.work until the end: after an interruption the same command goes on after them.
 
     Example: `skerry quantize MODEL --recipe gptq --bits w4a16g128 --calibration text.txt --out small`
     """
@@ -70,6 +78,7 @@ def quantize(
         if compare is not None:
             _compare(loaded, fixed, batches, as_json, seed)
             return
+        assert out is not None
         _quantize(loaded, recipe, bits, fixed, batches, out, layout, budget, scratch, memory * 2**20, as_json, seed)
 
 
@@ -79,7 +88,7 @@ def _quantize(
     bits: str,
     fixed: dict[str, Any],
     batches: list[Any],
-    out: Path | None,
+    out: Path,
     layout: str,
     budget: float,
     scratch: Path | None,
@@ -91,6 +100,7 @@ def _quantize(
     from skerry.quant.checkpoint import save
     from skerry.quant.engine import quantize_model
     from skerry.quant.recipes import make_recipe
+    from skerry.quant.resume import discard
 
     found: dict[str, Any] = {}
     if name == "auto":
@@ -98,7 +108,16 @@ def _quantize(
         name, fixed = choice.name, {choice.name: make_recipe(choice.name, bits)}
         found["auto"] = {"recipe": choice.name, "why": choice.why, "tried": choice.tried}
         _say(f"{choice.name}: {choice.why}")
-    with progress("quantizing") as step:
+    work = Path(f"{out}.work")
+    with progress("quantizing") as step, _interruptible(work), _said_at_once():
+
+        def told(what: str, done: int, total: int) -> None:
+            if done and not seen:
+                _say(f"{done} of {total} blocks are in {work}; going on with {what or 'saving'}")
+            seen.append(done)
+            step(done, total)
+
+        seen: list[int] = []
         quantized, report = quantize_model(
             model,
             fixed[name],
@@ -107,9 +126,12 @@ def _quantize(
             memory=memory,
             scratch=scratch,
             random_state=seed,
-            progress=lambda what, done, total: step(done, total),
+            work_dir=work,
+            progress=told,
         )
-    saved = save(quantized, out, layout=layout)  # type: ignore[arg-type]
+        _sweep(out)
+        saved = save(quantized, out, layout=layout)
+        discard(work)
     found |= {"recipe": name, "bits": bits, "out": str(out), "saved": saved, "report": report.to_plain()}
     if as_json:
         sys.stdout.write(json.dumps(found) + "\n")
@@ -118,6 +140,39 @@ def _quantize(
     typer.echo(f"{out}: {saved['bytes'] / 2**20:,.1f} MiB as {saved['layout']}")
     if saved.get("reason"):
         typer.echo(f"not as compressed-tensors: {saved['reason']}")
+
+
+@contextmanager
+def _interruptible(work: Path) -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does, and say where the finished blocks are."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    kept = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except BaseException:
+        if done := len(list(work.glob("block-*"))):
+            _say(f"{done} finished blocks are kept in {work}: the same command goes on after them")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, kept)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what a killed run left while it was saving."""
+    for left in out.absolute().parent.glob(f".{out.name[:100]}.*.part"):
+        if re.fullmatch(r"[a-z0-9_]{8}", left.name.removesuffix(".part").removeprefix(f".{out.name[:100]}.")):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _said_at_once() -> Iterator[None]:
+    """Let Skerry's own warnings be lines on stderr when they arise."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *rest, **more: _say(str(message))
+        yield
 
 
 def _compare(model: Any, recipes: dict[str, Any], batches: list[Any], as_json: bool, seed: int) -> None:

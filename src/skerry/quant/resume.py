@@ -142,6 +142,8 @@ class WorkFolder:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if error[0] is not None and not any(self.path.glob("block-*")):
+            self.remove()  # nothing worth keeping
         self.close()
 
     def close(self) -> None:
