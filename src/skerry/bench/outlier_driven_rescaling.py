@@ -30,11 +30,10 @@ def run(
     device: str = "cpu",
 ) -> dict[str, Any]:
     from skerry.bench import train_tables as tables
-    from skerry.bench.train_runs import jobs, kept, plan_jobs, train_all
+    from skerry.bench.train_runs import kept
 
-    wanted = jobs("backcopy", ["Adam", "Adam, GatedNorm"], [seed], steps=30) if quick else plan_jobs(PLAN, seed, seeds)
-    states = train_all(wanted, data, device=device, budget=tables.seconds(budget), progress=progress)
-    found = tables.evaluate_all(states, data, progress)
+    plan = {"backcopy": {"Adam": 1, "Adam, GatedNorm": 1}} if quick else PLAN
+    states, found = tables.run_plan(plan, quick, data, seed, progress, seeds, budget, device)
     progress("what the strongest channel does: mean, zero, clamp, absorption")
     sinks = [kept(states[j], "sinks", lambda j=j: _sinks(j, data, states[j])) for j in found if j.seed == seed]
     rows = tables.main_rows(found)

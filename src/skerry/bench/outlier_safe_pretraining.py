@@ -33,11 +33,10 @@ def run(
     device: str = "cpu",
 ) -> dict[str, Any]:
     from skerry.bench import train_tables as tables
-    from skerry.bench.train_runs import jobs, kept, plan_jobs, train_all
+    from skerry.bench.train_runs import kept
 
-    wanted = jobs("backcopy", ["Adam", "OSP"], [seed], steps=30) if quick else plan_jobs(PLAN, seed, seeds)
-    states = train_all(wanted, data, device=device, budget=tables.seconds(budget), progress=progress)
-    found = tables.evaluate_all(states, data, progress)
+    plan = {"backcopy": {"Adam": 1, "OSP": 1}} if quick else PLAN
+    states, found = tables.run_plan(plan, quick, data, seed, progress, seeds, budget, device)
     a = {j: v for j, v in found.items() if j.setting == "backcopy"}
     b = {j: v for j, v in found.items() if j.setting == "bytes"}
     progress("the paper's own kurtosis, and the merge of the projections")

@@ -34,17 +34,12 @@ def run(
     device: str = "cpu",
 ) -> dict[str, Any]:
     from skerry.bench import train_tables as tables
-    from skerry.bench.train_runs import jobs, kept, plan_jobs, train_all
+    from skerry.bench.train_runs import kept
 
     if preset not in PLANS:
         raise ParameterError(f"unknown preset {preset!r}: {nearest(preset, PLANS)}")
-    wanted = (
-        jobs("backcopy", ["Adam", "Adam, gate", "Adam, clip"], [seed], steps=30)
-        if quick
-        else plan_jobs(PLANS[preset], seed, seeds)
-    )
-    states = train_all(wanted, data, device=device, budget=tables.seconds(budget), progress=progress)
-    found = tables.evaluate_all(states, data, progress)
+    plan = {"backcopy": dict.fromkeys(("Adam", "Adam, gate", "Adam, clip"), 1)} if quick else PLANS[preset]
+    states, found = tables.run_plan(plan, quick, data, seed, progress, seeds, budget, device)
     progress("infinity norms and kurtosis of the recorded tensors")
     for job in found:
         found[job] |= kept(states[job], "recorded", lambda job=job: _recorded(job, data, states[job]))

@@ -55,7 +55,6 @@ def run(
     device: str = "cpu",
 ) -> dict[str, Any]:
     from skerry.bench import train_tables as tables
-    from skerry.bench.train_runs import plan_jobs, train_all
 
     if preset not in PRESETS:
         raise ParameterError(f"unknown preset {preset!r}: {nearest(preset, PRESETS)}")
@@ -63,9 +62,7 @@ def run(
     if variants is not None:
         names = [v.strip() for v in variants.split(";") if v.strip()]
         plan = {setting: {v: max(of.values()) for v in names} for setting, of in plan.items()}
-    wanted = plan_jobs(plan, seed, seeds, **({"steps": 30} if quick else {}))
-    states = train_all(wanted, data, device=device, budget=tables.seconds(budget), progress=progress)
-    found = tables.evaluate_all(states, data, progress)
+    states, found = tables.run_plan(plan, quick, data, seed, progress, seeds, budget, device)
 
     by_setting = {s: {j: v for j, v in found.items() if j.setting == s} for s in plan}
     curves_of = {s: {j: v for j, v in states.items() if j.setting == s} for s in plan}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from skerry.bench.train_runs import Job, kept, load_model
+from skerry.bench.train_runs import Job, kept, load_model, plan_jobs, train_all
 from skerry.core.errors import ParameterError
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "history",
     "main_rows",
     "mean",
+    "run_plan",
     "seconds",
     "spread",
 ]
@@ -74,6 +75,44 @@ def seconds(text: str | float | None) -> float | None:
     if not found or not float(found[1]) > 0:
         raise ParameterError(f"budget is {text!r}: give a time such as 90s, 25m or 2h")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def run_plan(
+    plan: Mapping[str, Mapping[str, int]],
+    quick: bool,
+    data: Path,
+    seed: int,
+    progress: Callable[[str], None],
+    seeds: int | None = None,
+    budget: str | None = None,
+    device: str = "cpu",
+) -> tuple[dict[Job, dict[str, Any]], dict[Job, dict[str, float]]]:
+    """Train the runs of a plan that the cache lacks and evaluate all: the opening of every study on the laboratory.
+
+    Parameters
+    ----------
+    plan : mapping
+        Setting to variant to its number of seeds.
+    quick : bool
+        30 steps in place of the setting's number.
+    data : Path
+    seed : int
+        The first one.
+    progress : callable
+    seeds : int, optional
+        In place of every number in the plan.
+    budget : str, optional
+        For all trainings together; see :func:`seconds`.
+    device : str, default "cpu"
+
+    Returns
+    -------
+    (states, figures)
+        Of each run: what :func:`skerry.bench.train_runs.train_all` and :func:`evaluate_all` return.
+    """
+    wanted = plan_jobs(plan, seed, seeds, **({"steps": 30} if quick else {}))
+    states = train_all(wanted, data, device=device, budget=seconds(budget), progress=progress)
+    return states, evaluate_all(states, data, progress)
 
 
 def evaluate_all(
