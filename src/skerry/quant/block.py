@@ -95,6 +95,8 @@ def quantize_block(
         found = _observe(block, part, contexts, needs) if block.count else [LayerStatistics() for _ in part]
         for group, context, statistics in zip(part, contexts, found, strict=True):
             _solve_group(model, group, context, statistics, recipe, report)
+    if recipe.operands is not None and (facts := recipe.operands.quantize(block.module, block.run, block.count)):
+        report.transforms.append({"transform": type(recipe.operands).__name__, "group": block.name, **facts})
     if states is not None:
         for b in range(block.count):
             states[b] = block.run(b) if outputs is None else outputs[b]

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from skerry.core.errors import ModelError, ParameterError
 from skerry.core.files import atomic_write
 from skerry.quant import checkpoint_compressed as compressed
+from skerry.quant.architectures.base import architecture_of
 from skerry.quant.checkpoint_files import ShardReader, ShardWriter, new_folder, read_json
-from skerry.quant.checkpoint_load import MAP, float_keys, load, read_part
+from skerry.quant.checkpoint_load import BLOCKS, MAP, float_keys, load, read_part
 from skerry.quant.groups import ShiftedNorm
 from skerry.quant.linear import QuantizedLinear
 from skerry.quant.parts import Solved, SparseColumns, SparseEntries
@@ -77,6 +78,9 @@ def save(model: nn.Module, folder: str | Path, *, layout: str = "auto", shard_by
     layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
     if not layers:
         raise ModelError("this model has no quantized layer; quantize it first")
+    if layout == "dense" and _blocks(model) and (restore := architecture_of(model).restore):
+        model = restore(model)
+        layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
     reason = _not_compressed(model, layers)
     if layout == "auto":
         layout = "skerry-v1" if reason else "compressed-tensors"
@@ -100,6 +104,8 @@ def _not_compressed(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> 
     config = getattr(model, "config", None)
     if not hasattr(config, "to_json_string"):
         return "it is no model of transformers"
+    if blocks := _blocks(model):
+        return f"{next(iter(blocks))} is not in the form of the original architecture"
     for name, layer in layers.items():
         if reason := compressed.why_not(layer.solved, layer.activation, layer.before):
             return f"{name}: {reason}"
@@ -202,7 +208,14 @@ def _write_texts(folder: Path, model: nn.Module, layers: Mapping[str, QuantizedL
         units = {n: m.eps for n, m in model.named_modules() if isinstance(m, UnitRMSNorm)}
         described = {n: _describe(m) for n, m in layers.items()}
         data = {"format": "skerry-v1", "layers": described, "shifted_norms": shifted, "unit_norms": units}
+        if blocks := _blocks(model):
+            data["blocks"] = {n: m.meta() for n, m in blocks.items()}
         _write_json(folder / MAP, data)
+
+
+def _blocks(model: nn.Module) -> dict[str, Any]:
+    """Return the blocks that an architecture's ``prepare`` gave another form."""
+    return {n: m for n, m in model.named_modules() if str(getattr(m, "kind", "")) in BLOCKS}
 
 
 def _untied(model: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from skerry.quant.parts import LowRank, QuantizedTensor, Solved, SparseColumns, 
 from skerry.quant.recipe import from_plain
 from skerry.quant.transforms.rotation import UnitRMSNorm
 
-__all__ = ["MAP", "float_keys", "load", "read_part"]
+__all__ = ["BLOCKS", "MAP", "float_keys", "load", "read_part"]
 
 MAP = "skerry.json"
 TENSORS: dict[str, tuple[str, str]] = {  # a kind in a checkpoint is looked up here and nowhere else
@@ -35,6 +35,9 @@ TENSORS: dict[str, tuple[str, str]] = {  # a kind in a checkpoint is looked up h
     "tiled": ("skerry.quant.solvers.tiles", "Tiled"),
     "twin_log": ("skerry.quant.formats.twin_log", "TwinLogTensor"),
     "two_level": ("skerry.quant.solvers.two_level", "TwoLevel"),
+}
+BLOCKS: dict[str, tuple[str, str]] = {  # forms of blocks that an architecture's ``prepare`` makes
+    "mamba_block": ("skerry.quant.architectures.mamba_block", "SplitMambaBlock"),
 }
 INPUTS = {"affine": InputAffine, "rotation": BlockRotation}
 
@@ -78,6 +81,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
             raise ModelError(f"{folder}: holds no quantized model (neither {MAP} nor a quantization_config)")
         if model is None:
             model = _skeleton(folder, config)
+        if (folder / MAP).is_file():
+            _reform(model, read_json(folder / MAP).get("blocks", {}), folder)
         _put(model, layers, changed, units, folder)
         _fill(model, layers, reader)
     return model.eval().requires_grad_(False)
@@ -227,6 +232,21 @@ def _parameters_on_meta() -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _reform(model: nn.Module, blocks: Any, folder: Path) -> None:
+    """Bring blocks into the form that an architecture's ``prepare`` had given them."""
+    try:
+        for name, meta in blocks.items():
+            if meta.get("kind") not in BLOCKS:
+                raise ModelError(f"{folder / MAP}: {name} is a block of unknown kind {meta.get('kind')!r}")
+            module, kind = BLOCKS[meta["kind"]]
+            form = getattr(importlib.import_module(module), kind)
+            model.set_submodule(name, form.from_meta(_submodule(model, name, folder), meta))
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        if isinstance(error, SkerryError) and str(folder) in str(error):
+            raise
+        raise ModelError(f"{folder / MAP}: the blocks cannot be read: {error}") from None
 
 
 def _put(

@@ -27,6 +27,8 @@ PARTS: dict[str, str] = {
     "Float8Token": "skerry.quant.formats.float8",
     "GPTQ": "skerry.quant.solvers.gptq",
     "GroupDynamic": "skerry.quant.activation",
+    "KLTResidual": "skerry.quant.transforms.klt_rotation",
+    "KLTSteps": "skerry.quant.transforms.klt_rotation",
     "LiftedInput": "skerry.quant.transforms.low_rank",
     "LowRankAbsorb": "skerry.quant.transforms.low_rank",
     "MixedInt8": "skerry.quant.formats.mixed_decomposition",
@@ -34,16 +36,20 @@ PARTS: dict[str, str] = {
     "OutlierSplit": "skerry.quant.formats.mixed_decomposition",
     "OutlierVictim": "skerry.quant.formats.outlier_victim",
     "PairCodec": "skerry.quant.formats.victim_codec",
+    "PercentileStatic": "skerry.quant.scan_operands",
     "PreDequant": "skerry.quant.transforms.symmetrize",
     "QuantEase": "skerry.quant.solvers.quantease",
     "QuantileRotation": "skerry.quant.transforms.adaptive_rotation",
     "RTN": "skerry.quant.solvers.rtn",
     "ResidualRotation": "skerry.quant.transforms.rotation",
     "RoundClamp": "skerry.quant.activation",
+    "ScanOperands": "skerry.quant.scan_operands",
     "ShiftScale": "skerry.quant.transforms.shift_scale",
     "Smooth": "skerry.quant.transforms.smooth",
+    "SmoothFused": "skerry.quant.transforms.smooth_fused",
     "SpQR": "skerry.quant.solvers.spqr",
     "SplitGrid": "skerry.quant.formats.split",
+    "StateHadamard": "skerry.quant.transforms.smooth_fused",
     "Symmetrize": "skerry.quant.transforms.symmetrize",
     "TensorDynamic": "skerry.quant.activation",
     "TensorStatic": "skerry.quant.activation",
@@ -120,6 +126,8 @@ class Recipe:
         pattern "@norm" matches layers fed by a norm that changes can be folded into.
     strict_groups : bool, default False
         Refuse a layer whose inputs the weights' group size does not divide; else it gets one scale a row and a note.
+    operands : ScanOperands, optional
+        Rounds what blocks multiply beside linear layers (the states of a Mamba block).
 
     Raises
     ------
@@ -137,6 +145,7 @@ class Recipe:
     sequential: str = "block"
     overrides: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     strict_groups: bool = False
+    operands: Any = None
 
     def __post_init__(self) -> None:
         if self.propagate not in ("quantized", "float"):
@@ -150,7 +159,7 @@ class Recipe:
     @property
     def needs_calibration(self) -> bool:
         """Whether any part wants to see inputs."""
-        parts = [self.solver, self.activation, *self.transforms]
+        parts = [self.solver, self.activation, self.operands, *self.transforms]
         parts += [part for _, settings in self.overrides for part in settings.values()]
         return any(getattr(part, "needs", None) for part in parts)
 

@@ -21,6 +21,7 @@ RECIPES: dict[str, tuple[str, str]] = {
     "gptq": ("gptq", "weights of 4 bits and below: error feedback (GPTQ)"),
     "llm-int8": ("llm_int8", "8 bits without calibration: outlier columns stay in floating point (LLM.int8)"),
     "lrq-dit": ("lrq_dit", "3-bit weights of diffusion transformers: twin logarithmic levels, rotations (LRQ-DiT)"),
+    "mambaquant": ("mambaquant", "8-bit Mamba models: rotations that make variances equal (MambaQuant)"),
     "olive": ("olive", "exactly 4 bits with room for outliers: victim pairs (OliVe)"),
     "os-plus": ("os_plus", "static activations: shift and scale every channel (Outlier Suppression+)"),
     "outliertune": ("outliertune", "static activations without a scale at run time (OutlierTune)"),
