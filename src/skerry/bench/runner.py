@@ -36,6 +36,7 @@ STUDIES: dict[str, str] = {
     "outlier-suppression-plus": "static activations by shift and scale, beside SmoothQuant and min-max",
     "outliertune": "integer activations without a scale, beside per-token and static rounding",
     "splitquant": "three value ranges of a weight, at equal width and equal storage",
+    "mambaquant": "rotations that make variances equal, on a Mamba model, beside QuaRot and SmoothQuant",
     "llm-int8": "outlier columns beside an 8-bit product",
     "olive": "outlier-victim pairs beside clipped int4",
     "adadim": "groups along outputs or inputs, chosen layer by layer, beside both, GPTQ and AWQ",
