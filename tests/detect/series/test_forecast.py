@@ -29,3 +29,17 @@ def test_smoothing_is_the_mean_of_the_last_scores(smoothing):
     want = [plain[max(0, t - smoothing + 1) : t + 1].mean() for t in range(90)]
     np.testing.assert_allclose(got.anomaly_score(X), want)
     np.testing.assert_allclose([got.update(x) for x in X], want)
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 2, 40], [5, 90], [30, 1, 1, 60]])
+def test_blocks_of_a_stream_with_smoothing_are_scored_like_steps(sizes):
+    x = np.sin(np.arange(400) / 5)
+    x[350] = np.nan
+    det = Forecast(smoothing=4).fit(x[:250])
+    part = x[300:400]
+    steps = [det.update(v) for v in part]
+    det.reset()
+    blocks = np.split(part, np.cumsum(sizes))
+    many = np.concatenate([det.update_many(b) for b in blocks if len(b)])
+    np.testing.assert_allclose(many, steps, rtol=1e-9)
+    assert det.seen_ == det.lags

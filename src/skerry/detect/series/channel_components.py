@@ -140,6 +140,19 @@ class ChannelComponents(SeriesDetector):
         self.recent_, self.seen_ = np.empty((0, len(self.location_))), 0
         return self
 
+    def update_many(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the scores of the next steps, ``X`` of shape (n, c): what ``update`` would say to each in turn."""
+        X = self._check_X(X, reset=False)
+        filled = forward_filled(X, self.recent_[-1] if len(self.recent_) else self.feature_medians_)
+        past = self.recent_ if len(self.recent_) else np.repeat(filled[:1], self.window, axis=0)
+        joined = np.concatenate([past, filled])
+        self.recent_ = joined[-self.window :].copy()
+        z = self._standardised(self._raw(sliding_window_view(joined[1:], self.window, axis=0)[:, :, ::-1]))
+        young = max(0, self.window - 1 - self.seen_)
+        z[:young] = np.minimum(z[:young], UNSEEN)
+        self.seen_ = min(self.seen_ + len(X), self.window - 1)
+        return self._together(z)
+
     def update(self, x: ArrayLike) -> float:
         """Return the score of the next step ``x`` of shape (c,)."""
         x = self._check_step(x)

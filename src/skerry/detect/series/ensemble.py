@@ -162,10 +162,25 @@ class Ensemble(SeriesDetector):
         ParameterError
             If a member follows no stream.
         """
+        self._check_following()
+        shapes, switches = self._split(self._check_step(x))
+        raw = np.array([[detector.update(shapes[0])] for detector in self.detectors_])
+        return float((self._standardised(raw).mean(axis=0) + self._switched(switches))[0])
+
+    def update_many(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the scores of the next steps, ``X`` of shape (n, c): what ``update`` would say to each in turn.
+
+        Raises
+        ------
+        ParameterError
+            If a member follows no stream.
+        """
+        self._check_following()
+        shapes, switches = self._split(self._check_X(X, reset=False))
+        raw = np.array([detector.update_many(shapes) for detector in self.detectors_])
+        return self._standardised(raw).mean(axis=0) + self._switched(switches)
+
+    def _check_following(self) -> None:
         for detector in self.detectors_:
             if not hasattr(detector, "update"):
                 raise ParameterError(f"{type(detector).__name__} needs the whole series and follows no stream")
-        step = self._check_step(x)
-        shapes, switches = self._split(step)
-        raw = np.array([[detector.update(shapes[0])] for detector in self.detectors_])
-        return float((self._standardised(raw).mean(axis=0) + self._switched(switches))[0])

@@ -175,6 +175,22 @@ class Forecast(SeriesDetector):
         self.recent_scores_ = np.empty(0)
         return self
 
+    def update_many(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the scores of the next steps, ``X`` of shape (n, c): what ``update`` would say to each in turn."""
+        X = self._check_X(X, reset=False)
+        filled = forward_filled(X, self.recent_[-1] if len(self.recent_) else self.feature_medians_)
+        past = self.recent_ if len(self.recent_) else np.repeat(filled[:1], self.lags, axis=0)
+        joined = np.concatenate([past, filled])
+        self.recent_ = joined[-self.lags :].copy()
+        r = _bent(np.abs(self._residuals(self._standardised(joined))[self.lags :]))
+        young = max(0, self.lags - self.seen_)
+        r[:young] = np.minimum(r[:young], 1.0)
+        self.seen_ = min(self.seen_ + len(X), self.lags)
+        r[np.isnan(X)] = 0.0
+        known, scores = self.recent_scores_, np.sqrt(np.mean(r**2, axis=1))
+        self.recent_scores_ = np.concatenate([known, scores])[-self.smoothing :]
+        return self._smoothed(np.concatenate([known, scores]))[len(known) :]
+
     def update(self, x: ArrayLike) -> float:
         """Return the score of the next step ``x`` of shape (c,)."""
         x = self._check_step(x)

@@ -94,6 +94,10 @@ class SwitchSurprise(SeriesDetector):
         """Do nothing: no step is remembered."""
         return self
 
+    def update_many(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the scores of the next steps, ``X`` of shape (n, c)."""
+        return self._score(self._check_X(X, reset=False))
+
     def update(self, x: ArrayLike) -> float:
         """Return the score of the next step ``x`` of shape (c,)."""
         return float(self._score(self._check_step(x))[0])

@@ -104,23 +104,27 @@ class Windowed(SeriesDetector):
         views = sliding_window_view(padded, self.window, axis=0)[:, :, :: -self.stride]
         return np.ascontiguousarray(views[ends]).reshape(len(ends), -1)
 
-    def _blocks(self, X: NDArray):
-        padded = self._padded(X)
-        columns = X.shape[1] * len(range(0, self.window, self.stride))
+    def _blocks(self, padded: NDArray):
+        n = len(padded) - self.window + 1
+        columns = padded.shape[1] * len(range(0, self.window, self.stride))
         step = max(1, BLOCK_VALUES // columns)
-        for start in range(0, len(X), step):
-            ends = np.arange(start, min(start + step, len(X)))
+        for start in range(0, n, step):
+            ends = np.arange(start, min(start + step, n))
             yield ends, self._rows(padded, ends)
 
     def _score(self, X: NDArray) -> NDArray[np.float64]:
-        out = np.empty(len(X))
-        for ends, rows in self._blocks(X):
+        return self._of_windows(self._padded(X))
+
+    def _of_windows(self, padded: NDArray) -> NDArray[np.float64]:
+        """Return the score of each whole window of standardised steps."""
+        out = np.empty(len(padded) - self.window + 1)
+        for ends, rows in self._blocks(padded):
             out[ends] = self.detector_.anomaly_score(rows)
         return out
 
     def _explain(self, X: NDArray) -> NDArray[np.float64]:
         out = np.empty(X.shape)
-        for ends, rows in self._blocks(X):
+        for ends, rows in self._blocks(self._padded(X)):
             out[ends] = self.detector_.explain(rows).reshape(len(ends), X.shape[1], -1).sum(axis=2)
         return out
 
@@ -133,6 +137,15 @@ class Windowed(SeriesDetector):
         """Forget the steps seen by :meth:`update`."""
         self.recent_ = np.empty((0, len(self.location_)))
         return self
+
+    def update_many(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the scores of the next steps, ``X`` of shape (n, c): what ``update`` would say to each in turn."""
+        X = self._check_X(X, reset=False)
+        filled = forward_filled(X, self.recent_[-1] if len(self.recent_) else self.feature_medians_)
+        past = self.recent_ if len(self.recent_) else np.repeat(filled[:1], self.window, axis=0)
+        joined = np.concatenate([past, filled])
+        self.recent_ = joined[-self.window :].copy()
+        return self._of_windows((joined[1:] - self.location_) / self.scale_)
 
     def update(self, x: ArrayLike) -> float:
         """Return the score of the next step ``x`` of shape (c,)."""
