@@ -1,7 +1,7 @@
 """The small diffusion transformer that quantization studies run on, and the classifier whose features judge its images.
 
 Both are trained here on Fashion-MNIST (halved to 14 x 14 pixels and framed to 16 x 16) and kept in a cache folder,
-never in git. The "planted" twin has a few input channels of every first layer of attention and feed-forward multiplied
+never in git. The "planted" twin has an input channel of every first layer of attention and feed-forward multiplied
 in the modulation and divided in the weights: the same function with activations like those of far larger models.
 """
 
@@ -124,8 +124,8 @@ def features_of(classifier: SmallCNN, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def plant_channels(model: DiT, *, channels: int = 3, gain: float = 50.0) -> DiT:
-    """Return a copy with the same function and a few loud input channels of q, k, v and of the first FFN layer.
+def plant_channels(model: DiT, *, channels: int = 1, gain: float = 50.0) -> DiT:
+    """Return a copy with the same function and loud input channels of q, k, v and of the first FFN layer.
 
     The modulation gives ``norm(x) (1 + scale) + shift``: its rows for shift and scale are multiplied, the bias of the
     scale makes up for the 1, and the readers' columns are divided.

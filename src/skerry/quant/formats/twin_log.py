@@ -22,7 +22,7 @@ __all__ = ["TwinLog", "TwinLogParameters", "TwinLogTensor"]
 RATIOS = torch.arange(20, 101, 2) / 100  # of the side's largest weight
 SPANS = torch.arange(2, 41) / 4  # in log2 units
 EMPTY = -126.0  # base of a side without weights: 2^-126 stands for 0
-CHUNK = 2**22
+CHUNK = 2**18  # entries of a table of candidates: what stays in the processor's cache
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -57,7 +57,8 @@ class TwinLog:
     group_size : int, default -1
         Weights of an output row that share ranges; -1 the whole row, 0 the whole tensor.
     search : {"both", "clip", "none"}, default "both"
-        Search the upper and the lower end, the upper end only (lower end: the smallest weight), or neither.
+        Search the upper and the lower end, the upper end only (lower end: the smallest weight), or neither. From 32
+        levels a side on, every second candidate is tried, from 64 on every fourth.
     scale_dtype : {"float32", "float16"}, default "float32"
         Of base and step.
 
@@ -163,7 +164,8 @@ class TwinLog:
 
     def _candidates(self, widest: Tensor) -> tuple[Tensor, Tensor]:
         """(ratio, span) to try for rows whose largest weight is ``widest`` (rows, 1) octaves above the smallest."""
-        ratios, spans = RATIOS.to(widest.device), SPANS.to(widest.device)
+        stride = max(1, min(4, self.n_levels // 16))  # many levels: the error is flat, and every candidate costs more
+        ratios, spans = (grid.flip(0)[::stride].to(widest.device) for grid in (RATIOS, SPANS))
         one = torch.ones_like(widest)
         if self.search == "none":
             return one, widest

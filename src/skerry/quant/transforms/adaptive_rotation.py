@@ -228,7 +228,7 @@ def greedy_rotation(X: Tensor, block: int, max_steps: int, random_state: int) ->
     mix = torch.eye(block, dtype=torch.float64)
     mix[1:, 1:] = q * torch.sign(torch.diagonal(r))
     E = E @ mix
-    Y = X.double().reshape(-1, block)
+    Y = X.float().reshape(-1, block)  # judges only; the rotation itself is kept in float64
     R = torch.eye(block, dtype=torch.float64)
     best, least = R, float(Y.max() - Y.min())
     for _ in range(max_steps):
@@ -236,7 +236,7 @@ def greedy_rotation(X: Tensor, block: int, max_steps: int, random_state: int) ->
         swap = torch.arange(block)
         swap[[0, k]] = swap[[k, 0]]
         step = E[swap][:, swap]
-        Y, R = Y @ step, R @ step
+        Y, R = Y @ step.float(), R @ step
         peak = float(Y.max() - Y.min())
         if peak < least:
             best, least = R, peak
