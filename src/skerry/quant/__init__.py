@@ -11,6 +11,8 @@ __getattr__, __dir__, __all__ = lazy_package(
         "load": "skerry.quant.checkpoint",
         "save": "skerry.quant.checkpoint",
         "use_kernels": "skerry.quant.api",
+        "patches": "",
+        "quantize_patches": "skerry.quant.patches.api",
         "make_recipe": "skerry.quant.recipes",
         "quantize": "skerry.quant.api",
         "report_of": "skerry.quant.api",
