@@ -120,6 +120,8 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
                      abs(gaps["clean"][0]) <= 0.03),
                     ("Muon within 1.3 of its matrix products", ratio["Muon"], ratio["Muon"] <= 1.3),
                     ("ROOT within 1.3 of its matrix products", ratio["ROOT"], ratio["ROOT"] <= 1.3),
+                    *((f"{r['step']} within 1.3 of the fewest products", r["to the fewest"], r["to the fewest"] <= 1.3)
+                      for r in cost if r["to the fewest"]),
                     ("ROOT ahead on the quadratic with outliers in 9 of 10 draws", wins, wins >= 9),
                 )
             ],

@@ -26,8 +26,8 @@ SIZES: dict[str, dict[str, Any]] = {
         "n_layers": 3,
         "text": _CLEAN,
         "causal": ("LayerNorm", "UnifiedNorm"),
-        "inference": {"batch": 8, "tokens": 196, "dim": 384, "n_layers": 12, "repeats": 11},
-        "pair": {"batch": 32, "tokens": 196, "dim": 384, "repeats": 21},
+        "inference": {"batch": 4, "tokens": 196, "dim": 384, "n_layers": 12, "repeats": 9},
+        "pair": {"batch": 32, "tokens": 196, "dim": 384, "repeats": 15},
     },
     "quick": {
         "seeds": 1,
@@ -60,15 +60,16 @@ def run(
     n_seeds = int(seeds or size["seeds"])
     if n_seeds < 1 or int(workers) < 1:
         raise ParameterError(f"seeds={n_seeds}, workers={workers}: give 1 or more")
+    plan = (
+        ("images", parts.NORMS, True),
+        ("images", _CLEAN, False),
+        ("text", size["text"], False),
+        ("causal", size["causal"], False),
+    )
     jobs = [
         (setting, name, s, planted)
+        for setting, names, planted in plan
         for s in range(seed, seed + n_seeds)
-        for setting, names, planted in (
-            ("images", _CLEAN, False),
-            ("images", parts.NORMS, True),
-            ("text", size["text"], False),
-            ("causal", size["causal"], False),
-        )
         for name in names
     ]
     shape = {k: size[k] for k in ("steps", "dim", "n_layers")}
