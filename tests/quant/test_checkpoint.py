@@ -91,6 +91,43 @@ def test_every_part_survives(case, tmp_path):
         assert facts["bytes"] == model[1].nbytes + floats
 
 
+def sharing(downs, rank=2):
+    """Layers with branches that three of them share, by the first halves they have."""
+    branches = [LowRank(torch.randn(OUT, rank), down.clone(), shared_by=3) for down in downs]
+    solved = [Solved(AffineGrid(4).quantize(weight(i)), low_rank=branch) for i, branch in enumerate(branches)]
+    return nn.Sequential(*map(QuantizedLinear, solved)).eval()
+
+
+def test_a_shared_half_is_written_once(tmp_path):
+    a, b = torch.randn(2, 2, WIDTH)
+    model = sharing([a, b, a, a, b, b, a, a, a])  # the last three are another group of equal values
+    told = save(model, tmp_path / "out")
+    written = [k for k in checkpoint_files.ShardReader(tmp_path / "out").names() if k.endswith("low_rank.down")]
+    assert written == ["0.low_rank.down", "1.low_rank.down", "6.low_rank.down"]
+    assert told["bytes"] == pytest.approx(sum(layer.nbytes for layer in model), abs=len(model))
+    back = load(tmp_path / "out", nn.Sequential(*(nn.Linear(WIDTH, OUT, bias=False) for _ in model)))
+    halves = [layer.solved.low_rank for layer in back]
+    assert all(
+        torch.equal(h.down, m.solved.low_rank.down) and h.shared_by == 3 for h, m in zip(halves, model, strict=True)
+    )
+    assert halves[0].down is halves[2].down and halves[0].down is not halves[6].down
+    again = save(back, tmp_path / "again")
+    assert again["bytes"] == told["bytes"]
+    for file in ("model.safetensors", "skerry.json"):
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [{"down": "7", "shared_by": 3}, {"down": 1, "shared_by": 3}, {"shared_by": 0}, {"shared_by": "3"}, {"down": "0"}],
+)
+def test_lies_about_a_shared_half(tmp_path, lie):
+    save(sharing([torch.ones(2, WIDTH)] * 3), tmp_path / "out")
+    edit(tmp_path / "out", lambda data: data["layers"]["1"].update(low_rank=lie))
+    with pytest.raises(ModelError, match="out"):
+        load(tmp_path / "out", nn.Sequential(*(nn.Linear(WIDTH, OUT, bias=False) for _ in range(3))))
+
+
 def test_shards_and_small_limits(tmp_path):
     model = CASES["int4 groups"]
     save(model, tmp_path / "out", shard_bytes=200)

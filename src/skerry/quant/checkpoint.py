@@ -139,6 +139,7 @@ def _original(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _write_layers(writer: ShardWriter, layers: Mapping[str, QuantizedLinear], layout: str) -> None:
+    owners = _owners(layers) if layout == "skerry-v1" else {}
     for name, layer in layers.items():
         solved = layer.solved  # once: a layer with a kernel unpacks it here
         if layout == "dense":
@@ -148,10 +149,27 @@ def _write_layers(writer: ShardWriter, layers: Mapping[str, QuantizedLinear], la
             tensors = compressed.layer_tensors(solved.weight, form)
         else:
             tensors = _parts(solved, layer)
+            if owners.get(name, name) != name:
+                del tensors["low_rank.down"]
         for key, tensor in tensors.items():
             writer.add(f"{name}.{key}", tensor)
         if layer.bias is not None:
             writer.add(f"{name}.bias", layer.bias)
+
+
+def _owners(layers: Mapping[str, QuantizedLinear]) -> dict[str, str]:
+    """Return, for every layer whose branch shares its first half, the first layer with the same one."""
+    found: dict[str, str] = {}
+    waiting: dict[str, tuple[Tensor, int]] = {}  # owners that not all sharers have met: their half, how many may come
+    for name, layer in layers.items():
+        branch = layer.solved.low_rank
+        if branch is None or branch.shared_by == 1:
+            continue
+        found[name] = owner = next((n for n, (down, _) in waiting.items() if _same(branch.down, down)), name)
+        left = waiting.pop(owner, (branch.down, branch.shared_by))[1] - 1
+        if left:
+            waiting[owner] = branch.down, left
+    return found
 
 
 def _dense(solved: Solved, layer: QuantizedLinear) -> Tensor:
@@ -207,6 +225,8 @@ def _write_texts(folder: Path, model: nn.Module, layers: Mapping[str, QuantizedL
         shifted = [n for n, m in model.named_modules() if isinstance(m, ShiftedNorm)]
         units = {n: m.eps for n, m in model.named_modules() if isinstance(m, UnitRMSNorm)}
         described = {n: _describe(m) for n, m in layers.items()}
+        for name, owner in _owners(layers).items():
+            described[name]["low_rank"]["down"] = owner
         data = {"format": "skerry-v1", "layers": described, "shifted_norms": shifted, "unit_norms": units}
         if blocks := _blocks(model):
             data["blocks"] = {n: m.meta() for n, m in blocks.items()}
@@ -231,11 +251,12 @@ def _write_json(path: Path, data: Any) -> None:
 
 def _describe(layer: QuantizedLinear) -> dict[str, Any]:
     solved = layer.solved
-    sparse = solved.sparse
+    sparse, branch = solved.sparse, solved.low_rank
+    shared = branch is not None and branch.shared_by > 1
     return {
         "weight": solved.weight.meta(),
         "sparse": None if sparse is None else sparse.kind,
-        "low_rank": solved.low_rank is not None,
+        "low_rank": {"shared_by": branch.shared_by} if shared else branch is not None,  # type: ignore[union-attr]
         "before": [change.meta() for change in layer.before],
         "activation": None if layer.activation is None else to_plain(layer.activation),
         "bias": layer.bias is not None,

@@ -143,6 +143,7 @@ class ShardReader:
         self._stack = ExitStack()
         self._files: dict[str, Any] = {}
         self._where: dict[str, str] = {}
+        self._shared: dict[str, Tensor] = {}
         try:
             self._open()
         except BaseException:
@@ -191,6 +192,12 @@ class ShardReader:
         if dtype is not None and found.dtype != dtype:
             raise ModelError(f"{self.folder / file}: {name} holds {found.dtype} where {dtype} is needed")
         return found
+
+    def shared(self, name: str, *, shape: tuple[int, ...]) -> Tensor:
+        """Return a tensor that several layers hold: the same object every time; errors as for :meth:`get`."""
+        if name not in self._shared or tuple(self._shared[name].shape) != tuple(shape):
+            self._shared[name] = self.get(name, shape=shape)
+        return self._shared[name]
 
     def _found(self, name: str) -> str:
         if name not in self._where:

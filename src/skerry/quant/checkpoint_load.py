@@ -152,9 +152,12 @@ def _build(reader: ShardReader, name: str, entry: Mapping[str, Any]) -> Quantize
     if sparse is not None:
         _inside(sparse.columns, inputs, f"{name}.sparse.columns", reader)
     low_rank = None
-    if entry.get("low_rank"):
+    if told := entry.get("low_rank"):
         up = reader.get(f"{name}.low_rank.up")
-        low_rank = LowRank(up, reader.get(f"{name}.low_rank.down", shape=(up.shape[-1], inputs)))
+        owner, sharers = (told.get("down", name), told["shared_by"]) if isinstance(told, Mapping) else (name, 1)
+        if not (isinstance(owner, str) and isinstance(sharers, int) and sharers >= 1):
+            raise ModelError(f"{reader.folder / MAP}: {name} shares its low-rank branch in an unknown way")
+        low_rank = LowRank(up, reader.shared(f"{owner}.low_rank.down", shape=(up.shape[-1], inputs)), sharers)
     before = []
     for i, change in enumerate(entry.get("before") or []):
         if change.get("kind") not in INPUTS:

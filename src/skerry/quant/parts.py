@@ -161,17 +161,22 @@ class SparseColumns:
 
 @dataclass(frozen=True)
 class LowRank:
-    """A branch ``x -> up(down(x))`` beside the quantized weight: ``up`` (out, r), ``down`` (r, in)."""
+    """A branch ``x -> up(down(x))`` beside the quantized weight: ``up`` (out, r), ``down`` (r, in).
+
+    ``shared_by`` layers of one input have the same ``down``; each counts its part of it, and it is saved once.
+    """
 
     up: Tensor
     down: Tensor
+    shared_by: int = 1
 
     kind = "low_rank"
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both factors."""
-        return sum(t.numel() * t.element_size() for t in (self.up, self.down))
+        """Bytes of both factors, of a shared one its part."""
+        up, down = (t.numel() * t.element_size() for t in (self.up, self.down))
+        return up + -(-down // self.shared_by)
 
     def dense(self) -> Tensor:
         """Return ``up @ down`` in float32."""

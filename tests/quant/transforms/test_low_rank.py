@@ -96,6 +96,7 @@ def test_rounds_only_go_down_and_the_branch_is_shared(tiny, inputs):
     attention = found.model.layers[0].self_attn
     q, k = attention.q_proj.solved, attention.k_proj.solved
     assert torch.equal(q.low_rank.down, k.low_rank.down) and q.info["shared_by"] == 3
+    assert q.low_rank.shared_by == 3 and attention.o_proj.solved.low_rank.shared_by == 1
     for solved in (q, found.model.layers[1].mlp.down_proj.solved):
         assert list(solved.trace) == sorted(solved.trace, reverse=True)
     exact = quant.compare(tiny("llama"), found, inputs("llama", seed=9), repetitions=1)

@@ -196,7 +196,7 @@ class LowRankAbsorb:
         residual = W.float()
         if self.rank:
             kept = getattr(torch, self.dtype)
-            branch = LowRank(up.to(kept).contiguous(), down.to(kept).contiguous())
+            branch = LowRank(up.to(kept).contiguous(), down.to(kept).contiguous(), info.get("shared_by", 1))
             residual = residual - branch.dense()
             info = info | {"rank": self.rank, "residual_share": float((residual.norm() / W.float().norm()).square())}
         inner: Solver | None = self.residual
