@@ -176,6 +176,35 @@ def test_before_the_end_of_the_warm_up_it_is_the_plain_second_moment(window):
         torch.testing.assert_close(norm(x), x / (x.square().mean((0, 1)) + 1e-5).sqrt(), rtol=1e-12, atol=1e-12)
 
 
+def test_with_a_window_of_one_it_stays_the_plain_second_moment():
+    norm = UnifiedNorm(5, 1, 3, ratio_warmup=3, outlier_filtration=True).double()
+    for step in range(12):
+        x = (1 + step) * rand(2, 7, 5, seed=step)
+        torch.testing.assert_close(norm(x), x / (x.square().mean((0, 1)) + 1e-5).sqrt(), rtol=1e-12, atol=1e-12)
+    assert norm.skip_counter == 0
+
+
+def test_smoothing_sets_in_with_the_end_of_the_warm_up():
+    norm = UnifiedNorm(3, 4, 6, ratio_warmup=100).double()
+    moments = []
+    for step in range(1, 9):
+        x = step * rand(5, 3, seed=step)
+        moments.append(x.square().mean(0))
+        var = moments[-1] if step < 6 else torch.stack(moments[-4:]).log().mean(0).exp()
+        torch.testing.assert_close(norm(x), x / (var + 1e-5).sqrt(), rtol=1e-12, atol=1e-12)
+
+
+def test_the_ratio_is_clamped_and_waits_for_its_own_warm_up():
+    norm = UnifiedNorm(3, 2, 3, ratio_warmup=6).double()
+    for step in range(1, 9):
+        sizes = torch.tensor([1.0, 1.0, 1.0] if step < 7 else [100.0, 1.0, 1e-4], dtype=F64)
+        y = norm((rand(64, 3, seed=3) * sizes).requires_grad_())
+        ratio = y.grad_fn.saved_tensors[3]
+        if step <= 6:
+            assert (ratio == 1).all()
+    assert ratio[0] == 5 and ratio[2] == 0.2 and 0.5 < ratio[1] < 2
+
+
 def test_the_mean_is_not_subtracted():
     x = 5 + rand(2, 7, 3)
     assert (UnifiedNorm(3).double()(x).mean((0, 1)) > 0.9).all()

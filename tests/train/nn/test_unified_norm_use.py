@@ -56,6 +56,56 @@ def test_padding_is_left_out_of_the_forward_statistics():
         a(x, pad[0])
 
 
+def test_padding_takes_part_in_the_gradient_statistic():
+    x, pad, gy = rand(2, 6, 3), torch.zeros(2, 6, dtype=torch.bool), rand(2, 6, 3, seed=1)
+    pad[1, 3:] = True
+    norm = UnifiedNorm(3, eps=1e-12).double()
+    y = norm(x.requires_grad_(), pad)
+    y.backward(gy)
+    gz = (gy * y.detach()).mean((0, 1))  # over all twelve tokens, as the paper's code has it
+    torch.testing.assert_close(norm.gradient_ema, 0.1 * gz)
+    assert (norm.gradient_ema - 0.1 * (gy * y.detach())[~pad].mean(0)).abs().max() > 1e-3
+
+
+def test_micro_batches_count_as_steps_and_frozen_ones_do_not():
+    norm = UnifiedNorm(3, 2, 4).double()
+    for seed in range(3):
+        norm(rand(4, 3, seed=seed).requires_grad_()).sum().backward()
+    assert norm.iteration == 3
+    norm.freeze_stats()
+    before = {k: v.clone() for k, v in norm.state_dict().items()}
+    x = rand(4, 3, seed=9).requires_grad_()
+    y = norm(x)
+    y.sum().backward()
+    assert all(torch.equal(v, before[k]) for k, v in norm.state_dict().items())
+    scale, shift = norm.inference_scale()
+    torch.testing.assert_close(y, x * scale + shift)
+    torch.testing.assert_close(x.grad, scale.expand(4, 3))  # a constant scale, and its plain derivative
+
+
+def test_a_large_gradient_does_not_touch_the_forward_statistics():
+    a, b = UnifiedNorm(3, 2, 4).double(), UnifiedNorm(3, 2, 4).double()
+    for step in range(8):
+        x = rand(16, 3, seed=step)
+        for norm, size in ((a, 1.0), (b, 1e6)):
+            norm(x.clone().requires_grad_()).backward(size * rand(16, 3, seed=50 + step))
+    torch.testing.assert_close(a.running_var, b.running_var, rtol=0, atol=0)
+    torch.testing.assert_close(1e6 * a.gradient_ema, b.gradient_ema)
+
+
+def test_settings_for_a_short_training():
+    short, long, noisy = (UnifiedNorm.for_steps(4, s, t) for s, t in ((50, None), (40_000, 4096), (3000, 300)))
+    assert (short.warmup, short.ratio_warmup, len(short.forward_buffer)) == (20, 20, 4)
+    assert (long.warmup, long.ratio_warmup, len(long.forward_buffer)) == (4000, 4000, 4)
+    assert (noisy.warmup, len(noisy.forward_buffer), len(noisy.gradient_buffer)) == (300, 8, 8)
+    chosen = UnifiedNorm.for_steps(4, 100, 64, window=2, outlier_filtration=True, momentum=0.5)
+    assert len(chosen.forward_buffer) == 2 and chosen.outlier_filtration and chosen.momentum == 0.5
+    assert len(UnifiedNorm.for_steps(4, 100, 64).forward_buffer) == 16
+    for steps, tokens in ((0, None), (10, 0)):
+        with pytest.raises(ParameterError, match="give 1 or more"):
+            UnifiedNorm.for_steps(4, steps, tokens)
+
+
 def test_before_training_evaluation_is_the_identity_and_it_changes_no_statistic():
     norm = UnifiedNorm(3, eps=0.0).eval()
     x = rand(4, 3, dtype=torch.float32)

@@ -140,7 +140,8 @@ class UnifiedNorm(nn.Module):
     little of the tokens to come (as with every batch norm; ``eval()`` does not), and batches of less than some 512
     tokens are noisy: raise ``window`` to 8 or 16. Each forward pass in training counts as a step, micro-batches of
     gradient accumulation included (recomputations of activation checkpointing are not, where the norm is called once
-    per step); on several devices each keeps its own statistics.
+    per step); on several devices each takes its own statistics (``DistributedDataParallel`` with its default
+    ``broadcast_buffers=True`` hands those of the first process to all at the start of each step).
 
     Parameters
     ----------
@@ -150,7 +151,7 @@ class UnifiedNorm(nn.Module):
         Steps that are smoothed over, forward and backward. At 1 nothing is: the exact batch statistic.
     warmup : int, default 4000
         Steps with plain statistics before smoothing begins, more than ``window``. For a short training take a tenth of
-        its steps.
+        its steps, as :meth:`for_steps` does.
     ratio_warmup : int, optional
         Steps (at least ``warmup``) in which the ratio of current to running scale, by which the gradient is corrected
         within [1/5, 5], stays 1. Default: 1000.
@@ -232,6 +233,41 @@ class UnifiedNorm(nn.Module):
         self.register_buffer("gradient_buffer", torch.zeros(backward, dim))
         self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
         self.register_buffer("skip_counter", torch.zeros((), dtype=torch.long))
+
+    @classmethod
+    def for_steps(cls, dim: int, steps: int, tokens: int | None = None, **settings: Any) -> UnifiedNorm:
+        """Return a norm for a training of ``steps`` steps.
+
+        Below 10 000 steps the warm-up of statistics and ratio is a tenth of them, 20 at least; batches of less than 512
+        tokens get a window of 8, of less than 256 one of 16. Otherwise the paper's settings.
+
+        Parameters
+        ----------
+        dim : int
+        steps : int
+        tokens : int, optional
+            Of a batch, in one process.
+        **settings
+            Any argument of the class, in place of what is chosen here.
+
+        Raises
+        ------
+        ParameterError
+            If ``steps`` or ``tokens`` is below 1, or a setting is out of its range.
+
+        Examples
+        --------
+        >>> UnifiedNorm.for_steps(64, 1000)
+        UnifiedNorm(64, window=(4, 4), warmup=100, outlier_filtration=False, momentum=0.9, eps=1e-05)
+        """
+        if steps < 1 or (tokens is not None and tokens < 1):
+            raise ParameterError(f"steps={steps} and tokens={tokens}: give 1 or more")
+        chosen: dict[str, Any] = {}
+        if steps < 10_000:
+            chosen["warmup"] = chosen["ratio_warmup"] = max(20, steps // 10)
+        if tokens is not None and tokens < 512:
+            chosen["window"] = 8 if tokens >= 256 else 16
+        return cls(dim, **{**chosen, **settings})
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> UnifiedNorm:
         """Move or convert, but keep statistics at float32 at least: bfloat16 would round their averages away."""
