@@ -114,7 +114,7 @@ def run(
             f"Vision transformer: 8 x 8 patches of CIFAR-10 (10 000 training images), width {size['dim']}, "
             f"{size['n_layers']} layers, 64 images a step, {size['steps']} steps of AdamW (1e-3, cosine, a tenth of "
             "them warm-up of rate and statistics); accuracy on 512 held-out images: one point is five images. Bytes: "
-            "WikiText-2, windows of 64, 16 a step, 3e-3. All rows share starts, batches and schedule.",
+            "WikiText-2, windows of 64, 8 a step, 3e-3. All rows share starts, batches and schedule.",
             "Bad batches: two steps after the warm-up have inputs thirty times too large. 'Just after' and '20 after': "
             "the lowest held-out accuracy one and twenty steps later, in eval(); 'shock': mean rise of the training "
             "loss in the four steps after, over the ten before.",

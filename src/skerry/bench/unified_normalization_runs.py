@@ -26,8 +26,8 @@ __all__ = ["NORMS", "TokenBatchNorm", "bad_steps", "inference", "pair_seconds", 
 BAD = 30.0  # a bad batch: its inputs are this many times too large
 TASKS = {
     "images": {"task": (("seq_len", 65), ("task", "images")), "batch": 64, "lr": 1e-3, "decay": 0.05},
-    "text": {"task": (("seq_len", 64), ("task", "masked")), "batch": 16, "lr": 3e-3, "decay": 0.1},
-    "causal": {"task": (("seq_len", 64), ("task", "bytes")), "batch": 16, "lr": 3e-3, "decay": 0.1},
+    "text": {"task": (("seq_len", 64), ("task", "masked")), "batch": 8, "lr": 3e-3, "decay": 0.1},
+    "causal": {"task": (("seq_len", 64), ("task", "bytes")), "batch": 8, "lr": 3e-3, "decay": 0.1},
 }
 
 
