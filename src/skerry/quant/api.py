@@ -9,6 +9,7 @@ from torch import nn
 
 from skerry.quant.engine import Progress, quantize_model
 from skerry.quant.linear import QuantizedLinear
+from skerry.quant.offload import StoredLinear
 from skerry.quant.recipe import Recipe
 from skerry.quant.recipes import make_recipe
 from skerry.quant.report import QuantizationReport
@@ -52,7 +53,8 @@ def quantize(
     random_state : int, default 0
     work_dir : path, optional
         New folder, or that of an interrupted run: finished blocks are kept there, and the same call goes on after them
-        with the same result bit for bit. It is deleted at the end.
+        with the same result bit for bit. It is deleted at the end, unless the model's blocks were offloaded (see
+        :func:`skerry.quant.offload.load_offloaded`): then the quantized model reads from it.
     progress : callable
         Called with (block, done, total).
     **settings
@@ -92,7 +94,7 @@ def quantize(
         work_dir=work_dir,
         progress=progress,
     )
-    if work_dir is not None:
+    if work_dir is not None and not any(isinstance(m, StoredLinear) for m in found.modules()):
         discard(Path(work_dir))
     found.quantization_report = report  # type: ignore[assignment]
     return found

@@ -23,6 +23,7 @@ from skerry.quant.architectures.base import Architecture, architecture_of
 from skerry.quant.block import TOLERANCE, block_of, quantize_block, relative_error
 from skerry.quant.calibration import as_batches, catch_inputs, output_of, run_model
 from skerry.quant.linear import PreparedLinear
+from skerry.quant.offload import bring_in, is_offloaded, settle
 from skerry.quant.parts import ModelTransform
 from skerry.quant.recipe import Recipe
 from skerry.quant.report import QuantizationReport
@@ -52,7 +53,9 @@ def quantize_model(
     Parameters
     ----------
     model : Module
-        A model of ``transformers``, or any with ``nn.Linear`` layers; see :mod:`skerry.quant.architectures`.
+        A model of ``transformers``, or any with ``nn.Linear`` layers; see :mod:`skerry.quant.architectures`. Blocks
+        that accelerate keeps elsewhere (see :mod:`skerry.quant.offload`) come in one at a time; what is quantized then
+        stays in ``work_dir``, which the model reads from as long as it is in use.
     recipe : Recipe
     calibration : Tensor, mapping or list of them, optional
         Batches for ``model(batch)`` or ``model(**batch)``; needed if a part of the recipe looks at inputs.
@@ -89,6 +92,8 @@ def quantize_model(
     if recipe.needs_calibration and calibration is None:
         raise DataError(f"recipe {recipe.name!r} needs calibration data: give some batches of the model's inputs")
     batches = [] if calibration is None else as_batches(calibration)
+    if away := is_offloaded(model):
+        _refuse_offloaded(recipe, inplace, work_dir)
     if not inplace:
         model = copy.deepcopy(model)
     was_training = model.training
@@ -102,7 +107,12 @@ def quantize_model(
         if architecture.keep:
             recipe = recipe.with_skip(*architecture.keep)
         report = QuantizationReport(recipe=recipe, architecture=architecture.name)
-        names = _prepared(model, architecture, recipe, report)
+        if architecture.check is not None and (reason := architecture.check(model)):
+            report.notes.append(f"{architecture.name} without folding: {reason}")
+        if not away and architecture.prepare is not None:
+            architecture.prepare(model)
+        names = architecture.block_names(model) if architecture.blocks else [""]
+        ready = 0 if away else sum(_make_ready(model, name, recipe) for name in names)
         for transform in recipe.transforms:
             if isinstance(transform, ModelTransform):
                 report.transforms.append(_whole_model(model, architecture, transform, batches, check))
@@ -111,15 +121,31 @@ def quantize_model(
         if inputs is not None:
             states = HiddenStates(inputs.hidden, limit=memory, folder=scratch)
             stack.callback(states.close)
-        first = 0 if work is None else _resumed(work, model, names, report, states)
+        first = 0
+        if work is not None:
+            for i in range(work.done):
+                if away:
+                    ready += _enter(model, names[i], architecture, recipe)
+                work.restore_block(i, model, names[i], report)
+                if away:
+                    work.let_go(i, model, names[i])
+            first = _resumed(work, names, report, states)
         for i, name in enumerate(names[first:], first):
             progress(name or type(model).__name__, i, len(names))
+            if away:
+                ready += _enter(model, name, architecture, recipe)
             block = block_of(model, name, batches, inputs, states)
             start = Start(block.module, report)
             quantize_block(model, block, i, architecture, recipe, report, check, random_state, states)
             if work is not None:
                 work = _kept(work, i, model, names, report, states, start)
+            if away and work is not None:
+                work.let_go(i, model, name)
+        if not ready:
+            raise ModelError(f"no linear layer is left to quantize: the recipe skips {', '.join(recipe.skip)}")
         progress("", len(names), len(names))
+    if away:
+        settle(model)
     model.train(was_training)
     report.seconds += time.perf_counter() - started
     return model, report
@@ -137,34 +163,44 @@ def _whole_model(
     return {"transform": type(transform).__name__, "group": "model", **facts}
 
 
-def _prepared(model: nn.Module, architecture: Architecture, recipe: Recipe, report: QuantizationReport) -> list[str]:
-    """Bring the model into the form described, its layers ready to be changed; return the names of its blocks."""
-    if architecture.check is not None and (reason := architecture.check(model)):
-        report.notes.append(f"{architecture.name} without folding: {reason}")
-    if architecture.prepare is not None:
-        architecture.prepare(model)
-    names = architecture.block_names(model) if architecture.blocks else [""]
-    _check_weights(model)
+def _make_ready(model: nn.Module, block: str, recipe: Recipe) -> int:
+    """Check a block's weights and let its layers be changed; return how many will be quantized."""
     count = 0
-    for block in names:
-        for name, module in list(model.get_submodule(block).named_modules(prefix=block)):
-            if isinstance(module, nn.Linear) and not recipe.skips(name):
-                model.set_submodule(name, PreparedLinear(module))
-                count += 1
-    if not count:
-        raise ModelError(f"no linear layer is left to quantize: the recipe skips {', '.join(recipe.skip)}")
-    return names
+    for name, module in list(model.get_submodule(block).named_modules(prefix=block)):
+        if not isinstance(module, nn.Linear):
+            continue
+        if not bool(torch.isfinite(module.weight).all()):
+            raise ModelError(f"{name}: its weight holds NaN or infinite values; the model file is damaged")
+        if not recipe.skips(name):
+            model.set_submodule(name, PreparedLinear(module))
+            count += 1
+    return count
 
 
-def _resumed(
-    work: WorkFolder, model: nn.Module, names: list[str], report: QuantizationReport, states: HiddenStates | None
-) -> int:
-    """Put the blocks that an earlier run finished in their places; return how many there are."""
+def _enter(model: nn.Module, name: str, architecture: Architecture, recipe: Recipe) -> int:
+    """Bring a block in from where accelerate keeps it, in the form described; return the layers to quantize."""
+    block = model.get_submodule(name)
+    bring_in(block)
+    if architecture.prepare is not None:
+        holder = nn.ModuleDict({"block": block})  # the description changes all blocks of what it is given
+        architecture.prepare(holder)
+        model.set_submodule(name, holder["block"])
+    return _make_ready(model, name, recipe)
+
+
+def _refuse_offloaded(recipe: Recipe, inplace: bool, work_dir: Any) -> None:
+    whole = [type(t).__name__ for t in recipe.transforms if isinstance(t, ModelTransform)]
+    if whole:
+        raise ModelError(f"{whole[0]} changes all blocks at once: this recipe needs the whole model in memory")
+    if not inplace or work_dir is None:
+        raise ModelError("a model with offloaded weights is quantized with inplace=True and a work_dir for the result")
+
+
+def _resumed(work: WorkFolder, names: list[str], report: QuantizationReport, states: HiddenStates | None) -> int:
+    """Read the hidden states that an earlier run left, and say so; return the blocks that it finished."""
     if work.anew:
         warnings.warn(f"{work.path}: starting anew, {work.anew}", SkerryWarning, stacklevel=4)
         report.notes.append(f"started anew: {work.anew}")
-    for i in range(work.done):
-        work.restore_block(i, model, names[i], report)
     if 0 < work.done < len(names) and states is not None:
         for b, tensor in enumerate(work.read_states(work.done)):
             states[b] = tensor.to(states[b].device)
@@ -190,9 +226,3 @@ def _kept(
         work.save_states(index + 1, states)
     work.save_block(index, model, names[index], report, start)
     return work
-
-
-def _check_weights(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and not bool(torch.isfinite(module.weight).all()):
-            raise ModelError(f"{name}: its weight holds NaN or infinite values; the model file is damaged")

@@ -29,6 +29,7 @@ from skerry.quant.checkpoint_files import ShardReader, ShardWriter, new_folder, 
 from skerry.quant.checkpoint_load import MAP, read_part
 from skerry.quant.groups import ShiftedNorm
 from skerry.quant.linear import PreparedLinear, QuantizedLinear
+from skerry.quant.offload import StoredLinear, read_tensor
 from skerry.quant.recipe import Recipe
 from skerry.quant.report import LayerReport, QuantizationReport
 
@@ -67,7 +68,7 @@ def run_key(
     settings.pop("_name_or_path", None)
     weights.update(f"{type(model).__name__} {model!r} {json.dumps(settings, sort_keys=True, default=str)}".encode())
     for name, tensor in model.state_dict().items():
-        _digest(weights, name, tensor)
+        _digest(weights, name, read_tensor(model, name) if tensor.is_meta else tensor)
     for i, batch in enumerate(batches):
         parts = (
             batch.items() if isinstance(batch, Mapping) else enumerate(batch if isinstance(batch, tuple) else [batch])
@@ -171,7 +172,7 @@ class WorkFolder:
         """Yield the hidden states that enter block ``index``, batch by batch."""
         with ShardReader(self._states(index)) as reader:
             for i in range(len(reader.names())):
-                yield reader.get(str(i))
+                yield reader.get(str(i)).clone()
 
     def save_block(self, index: int, model: nn.Module, name: str, report: QuantizationReport, start: Start) -> None:
         """Keep a finished block and its lines of the report; from now on it counts as done."""
@@ -229,6 +230,14 @@ class WorkFolder:
         report.transforms += lines["transforms"]
         report.notes += lines["notes"]
         report.seconds += lines["seconds"]
+
+    def let_go(self, index: int, model: nn.Module, name: str) -> None:
+        """Free the memory of a finished block: its weights are read from here when they are wanted."""
+        folder = self._block(index)
+        with ShardReader(folder) as reader:
+            for n, entry in read_json(folder / MAP)["layers"].items():
+                model.set_submodule(n, StoredLinear(read_part(reader, n, entry), folder, n, entry))
+        model.get_submodule(name).to("cpu")
 
     def _begin(self, key: dict[str, str]) -> None:
         for left in self.path.glob(".*.part"):
@@ -298,7 +307,8 @@ class _PlacedReader(ShardReader):
         super().__init__(folder)
 
     def get(self, name: str, **wanted: Any) -> Tensor:
-        return super().get(name, **wanted).to(self.device)
+        # a copy: products may round by where a tensor begins in memory, and a file's tensors begin anywhere
+        return super().get(name, **wanted).to(self.device, copy=True)
 
 
 class _Absent:
