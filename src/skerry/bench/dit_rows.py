@@ -100,9 +100,9 @@ def make_dit_lab(data: Path, *, quick: bool, seed: int, progress: Callable[[str]
         model = trained_dit(data, settings, progress)
         classifier = trained_classifier(data, settings, progress)
     models = {"natural": model, "planted": plant_channels(model)}
-    schedule, steps = CosineSchedule(), 4 if quick else 8
+    schedule, steps = CosineSchedule(), 4 if quick else 10
     classes = torch.arange(10)
-    labels = classes.repeat(2 if quick else 8)
+    labels = classes.repeat(2 if quick else 10)
     calibration = {
         name: denoising_batches(
             m, schedule, classes.repeat(5), SHAPE, steps=steps, batch_size=64, random_state=10**6 + seed
