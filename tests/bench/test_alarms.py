@@ -24,6 +24,7 @@ def test_the_study_runs_on_a_small_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(alarms, "WARMUP", 300)
     monkeypatch.setattr(alarms, "TEST", 400)
     monkeypatch.setattr(alarms, "FOLLOWED", {"forecast": ("extreme:1e-4", "adaptive:0.01")})
+    monkeypatch.setattr(alarms, "CHOICE_RULES", ("extreme:1e-3",))
     monkeypatch.setattr(alarms, "_noise_table", lambda *args: [])
     rng = np.random.default_rng(0)
     for group in alarms.GROUPS:
@@ -34,8 +35,11 @@ def test_the_study_runs_on_a_small_folder(tmp_path, monkeypatch):
         y[300:310] = 1
         np.savez(tmp_path / "series" / group / "a.npz", train=x[:300], test=x[300:], label=y)
     result = alarms.run(True, tmp_path, 0, lambda text: None)
-    assert "4 labelled series" in result["claim"]
+    assert "labelled events of 4 series" in result["claim"]
     assert len(result["table"]) == 2 * 4
+    choice = result["tables"]["What the defaults of a stream were chosen by"]
+    assert [(r["merge gap"], r["labelled events met"]) for r in choice] == [(10, "4 of 4"), (32, "4 of 4")]
+    assert all(r["event F1"] == pytest.approx(8 / (8 + r["false events"])) for r in choice)
     first = [r for r in result["table"] if r["rule"] == "extreme:1e-4"]
     assert {r["labelled events met"] for r in first} == {"1 of 1"}
     assert {r["quiet steps"] for r in first} == {400 - 10 - alarms.AFTER}

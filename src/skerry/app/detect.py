@@ -44,7 +44,7 @@ def detect(
     time: Annotated[str | None, typer.Option(help="Series: the time column (by default it is found).")] = None,
     by: Annotated[str | None, typer.Option(help="Series: the column that tells several series apart.")] = None,
     train_share: Annotated[float | None, typer.Option(help="Series: learn from this first share alone.")] = None,
-    merge_gap: Annotated[int, typer.Option(min=0, help="Series: unflagged steps inside one event.")] = 10,
+    merge_gap: Annotated[int, typer.Option(min=0, help="Series: unflagged steps inside one event.")] = 32,
     min_length: Annotated[int, typer.Option(min=1, help="Series: steps of the shortest event.")] = 1,
     cooldown: Annotated[int, typer.Option(min=0, help="Series: silent steps after an event.")] = 0,
     follow: Annotated[bool, typer.Option(help="Series: tell events of - or of a growing file at once.")] = False,

@@ -31,7 +31,7 @@ __all__ = ["chosen_half", "decisions", "measures", "run"]
 
 LIMIT = 20.0  # CPU seconds for fitting and scoring one series
 ALARMS = 0.01  # share of the steps that are flagged where the delay is measured
-MERGE_GAP = 10  # as in find_events
+MERGE_GAP = 10  # stays, so that delays of earlier runs compare; find_events merges up to 32
 FIGURES = ("VUS-PR", "AP", "AUROC", "delay")
 QUICK = (DEFAULT, "skerry Forecast", "skerry Windowed(PCA)", "pyod MatrixProfile", "pyod SpectralResidual",
          "pyod TimeSeriesOD(PCA)", "baseline absolute first difference", "baseline random")  # fmt: skip

@@ -144,3 +144,12 @@ def test_memory_does_not_grow_with_the_stream(detector):
         follower.feed(rng.normal(size=10_000))
         follower.notes_.clear()
     assert size() < before + 16_384  # SPOT gathers up to 1,000 peaks
+
+
+def test_the_defaults_are_those_of_the_page_on_alarms():
+    live = LiveDetector(warmup=20)
+    live.feed(np.sin(np.arange(60)))
+    assert (type(live.threshold_).__name__, live.threshold_.risk) == ("SPOT", 1e-3)
+    flags = np.zeros(200, dtype=bool)
+    flags[[50, 80, 150]] = True
+    assert [(e.start, e.stop) for e in live.stream_.rule.events(flags)] == [(50, 81), (150, 151)]

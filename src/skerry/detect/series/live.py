@@ -26,7 +26,7 @@ from skerry.data.series import SeriesFrame
 from skerry.data.stream_clock import StreamClock
 from skerry.detect.series.live_event import LiveEvent
 from skerry.detect.series.reasons import blame_of
-from skerry.detect.series.registry import make_series_detector
+from skerry.detect.series.registry import MERGE_GAP, make_series_detector
 from skerry.detect.series.stream_rules import make_stream_threshold
 
 __all__ = ["LiveDetector"]
@@ -45,7 +45,7 @@ class LiveDetector(BaseEstimator):
     threshold : str or StreamThreshold, default "auto"
         As of :func:`~skerry.detect.series.stream_rules.make_stream_threshold`.
     alarm : AlarmRule, optional
-        By default flags up to 10 steps apart are one event.
+        By default flags up to 32 steps apart are one event.
     warmup : int >= 20, default 500
         Rows that are learned from before the first score.
     max_gap : int >= 0, default 1000
@@ -121,7 +121,7 @@ class LiveDetector(BaseEstimator):
             )
         self._rule = make_stream_threshold(self.threshold)
         self.clock_ = StreamClock(self.max_gap)
-        self.stream_ = EventStream(self.alarm or AlarmRule(merge_gap=10))
+        self.stream_ = EventStream(self.alarm or AlarmRule(merge_gap=MERGE_GAP))
         self.learned_: list[NDArray] = []  # values of the warm-up so far
         self.learned_time_: list[NDArray] = []
         self.n_rows_ = self.n_events_ = 0
@@ -143,7 +143,7 @@ class LiveDetector(BaseEstimator):
         vars(self).update(state)
         self.alarm = None if state["alarm"] is None else AlarmRule(**state["alarm"])
         self.clock_ = StreamClock(state=state["clock_"])
-        self.stream_ = EventStream(self.alarm or AlarmRule(merge_gap=10), state["stream_"])
+        self.stream_ = EventStream(self.alarm or AlarmRule(merge_gap=MERGE_GAP), state["stream_"])
 
     def save(self, path: str | Path) -> None:
         """Write everything to ``path``; the file is whole or the old one at any moment."""

@@ -24,6 +24,7 @@ from skerry.core.threshold import Threshold, conformal_p_value
 from skerry.data.series import SeriesFrame, read_series
 from skerry.data.tables import open_table
 from skerry.detect.series.reasons import blame_of
+from skerry.detect.series.registry import MERGE_GAP
 from skerry.detect.series.resemblance import resemblances
 from skerry.detect.series.series_model import SeriesModel, longest_pieces
 
@@ -63,7 +64,7 @@ def find_events(
         As of :func:`~skerry.core.series_threshold.parse_series_threshold`: beside the rules of tables also
         "block-conformal:0.05" and "adaptive:0.01".
     alarm : AlarmRule, optional
-        How flagged steps become events; by default those up to 10 unflagged steps apart are one.
+        How flagged steps become events; by default those up to 32 unflagged steps apart are one.
     train_share : float in (0, 1), optional
         Fit to this first share of each series, and score all of it. By default a series is judged as a whole.
     reference : path, frame, array or Table, optional
@@ -105,7 +106,7 @@ def find_events(
     True
     """
     started = clock.perf_counter()
-    alarm = AlarmRule(merge_gap=10) if alarm is None else alarm
+    alarm = AlarmRule(merge_gap=MERGE_GAP) if alarm is None else alarm
     if train_share is not None and not 0.0 < train_share < 1.0:
         raise ParameterError(f"train_share must lie between 0 and 1, got {train_share!r}")
     if out is not None and Path(out).suffix not in (".parquet", ".csv"):

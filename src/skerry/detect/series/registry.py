@@ -9,7 +9,10 @@ from skerry.core.errors import ParameterError, nearest
 from skerry.core.series_detector import SeriesDetector
 from skerry.detect.series import NAMES
 
-__all__ = ["SERIES_DETECTORS", "make_series_detector"]
+__all__ = ["MERGE_GAP", "SERIES_DETECTORS", "make_series_detector"]
+
+# the steps that the detectors here look back over by default: flags nearer than that may be echoes of one anomaly
+MERGE_GAP = 32
 
 SERIES_DETECTORS: dict[str, str] = {
     "channel-components": "ChannelComponents",
