@@ -75,7 +75,7 @@ def test_any_shift_and_scale_keeps_the_function(family, tiny, inputs):
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_recipe_on_every_family(family, name, tiny, inputs):
     model, batches = tiny(family), inputs(family)
-    if name == "quarot" and family in UNTURNED:
+    if name in ("quarot", "mambaquant") and family in UNTURNED:
         pytest.skip("this family is refused, see test_rotation")
     settings = SMALL.get(name, {})
     found = quant.quantize(model, name, BITS.get(name, "w8a8"), batches, **settings)

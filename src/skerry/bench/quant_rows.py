@@ -59,9 +59,10 @@ def make_lab(data: Path, *, quick: bool, progress: Callable[[str], None]) -> Lab
     return Lab(models, calibration, tokens, {name: loss_of(m, tokens) for name, m in models.items()})
 
 
-def increase(lab: Lab, which: str, recipe: Recipe) -> tuple[float, QuantizationReport]:
-    """Return the loss increase of a recipe on one of the models, and the engine's report."""
-    found, report = quantize_model(copy.deepcopy(lab.models[which]), recipe, calibration=lab.calibration, inplace=True)
+def increase(lab: Lab, which: str, recipe: Recipe, *, check: bool = True) -> tuple[float, QuantizationReport]:
+    """Return the loss increase of a recipe on one of the models, and the engine's report; ``check`` is the engine's."""
+    model = copy.deepcopy(lab.models[which])
+    found, report = quantize_model(model, recipe, calibration=lab.calibration, inplace=True, check=check)
     for module in found.modules():
         if isinstance(module, QuantizedLinear):
             module.keep_dense()
@@ -75,6 +76,7 @@ def rows_of(
     progress: Callable[[str], None],
     *,
     models: tuple[str, ...] = ("natural", "planted"),
+    check: bool = True,
 ) -> list[dict[str, Any]]:
     """Return a row a case: the loss increase for every model and width, stored bits per weight, seconds.
 
@@ -94,7 +96,7 @@ def rows_of(
                 except ValueError:
                     row[f"{which} {width}"] = "-"
                     continue
-                row[f"{which} {width}"], report = increase(lab, which, recipe)
+                row[f"{which} {width}"], report = increase(lab, which, recipe, check=check)
                 seconds += time.perf_counter() - started
                 stored.append(f"{report.bits_per_weight:.2f}")
         row["stored bits"] = ", ".join(stored[: len(bits)])

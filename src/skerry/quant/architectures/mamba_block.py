@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from skerry.core.errors import ModelError
+from skerry.deep.hadamard import hadamard_matrix
 from skerry.deep.recurrence import linear_recurrence
 from skerry.quant.linear import BlockRotation
 from skerry.quant.recipe import from_plain, to_plain
@@ -213,7 +214,8 @@ class SplitMambaMixer(nn.Module):
         if scale is not None:
             h = h / scale.to(h)[:, None]
         if self.state_rotation is not None:
-            h = BlockRotation(self.state_rotation.block, self.state_matrix)(h)
+            R = hadamard_matrix(h.shape[-1], h.dtype) if self.state_matrix is None else self.state_matrix
+            h = h @ R.to(h)  # N is small: a product is several times as fast as the fast transform
         if self.state is not None:
             h = self.state.fake(h.flatten(-2)).reshape(h.shape)
         if self.readout is not None:

@@ -1,7 +1,7 @@
 """MambaQuant (arXiv 2501.13484): KLT-enhanced rotations folded into weights, smooth-fused ones at run time.
 
-Static inputs, one scale a tensor; weights one scale a row; both asymmetric. For models that ``transformers`` calls
-Mamba; others have no such blocks and are refused.
+Static inputs, one scale a tensor; weights one scale a row; both asymmetric. Made for models that
+``transformers`` calls Mamba; of others only the residual stream is rotated.
 """
 
 from skerry.core.errors import ParameterError
