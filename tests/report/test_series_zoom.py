@@ -123,5 +123,8 @@ def test_what_is_drawn_is_finite_and_inside_the_chart(seen):
             assert "NaN" not in path
             assert all(-1.0 <= v <= 2_000.0 for v in numbers)
         assert all(0 <= x <= 1_000 and 0 <= width <= 1_000 for x, width in look["bands"])
+    steps = re.findall(r"([\d.]+) ([\d.]+)", seen["event"]["paths"][0])  # a slope between steps, not a staircase
+    across = [float(x) for x, _ in steps[: len(steps) // 2]]
+    assert all(a < b for a, b in zip(across[1:-3], across[2:-2], strict=True))
     whole = seen["whole again"]["paths"]
     assert sum(p.count("M") for p in whole) >= len(whole) + 1  # the gap stays one
