@@ -132,6 +132,9 @@ def bring_in(block: nn.Module) -> None:
                 ]
                 found += [(module, key, hook.weights_map[key]) for key, b in module._buffers.items() if _away(b)]
     remove_hook_from_module(block, recurse=True)
+    for module in block.modules():  # the way back that was kept for each is a cycle, which would hold its weights
+        if getattr(vars(module).get("forward"), "__func__", None) is type(module).forward:
+            del module.forward
     for module, key, value in found:
         value = value.clone()  # in memory of its own: products may round by where a tensor begins
         if key in module._parameters:

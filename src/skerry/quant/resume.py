@@ -7,6 +7,7 @@ a run that depends on anything else starts anew. The resumed result is that of a
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -238,6 +239,7 @@ class WorkFolder:
             for n, entry in read_json(folder / MAP)["layers"].items():
                 model.set_submodule(n, StoredLinear(read_part(reader, n, entry), folder, n, entry))
         model.get_submodule(name).to("cpu")
+        gc.collect()  # hooks hold modules in cycles
 
     def _begin(self, key: dict[str, str]) -> None:
         for left in self.path.glob(".*.part"):
