@@ -27,7 +27,7 @@ from skerry.detect.tabular.pca import PCA
 
 SERIES = (("asd", "omi-2"), ("asd", "omi-4"), ("asd", "omi-7"))  # none of them was looked at before
 SIZES = {
-    "full": {"series": 3, "train": 2_000, "test": 1_500, "seeds": 2, "epochs": 10},
+    "full": {"series": 2, "train": 2_000, "test": 1_500, "seeds": 2, "epochs": 10},
     "quick": {"series": 1, "train": 300, "test": 600, "seeds": 1, "epochs": 1},
 }
 NETWORK = {"window": 64, "mask_split": 8, "n_steps": 20, "vote_last": 12, "vote_every": 2, "channels": 24}
