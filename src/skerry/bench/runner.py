@@ -31,6 +31,7 @@ STUDIES: dict[str, str] = {
     "outlier-driven-rescaling": "gated norms and PreAffine beside RMSNorm, and what a residual sink is for",
     "outlier-safe-pretraining": "Muon, one gain and projected embeddings beside Adam: outliers and 4 bits",
     "outrank": "cardinality-aware ranking beside the published package",
+    "quantmcu": "inference in patches of mixed precision beside int8, layer by layer and in patches",
     "quantizable-transformers": "clipped softmax and gated heads beside softmax attention",
     "systematic-outliers": "variants of attention and the outliers they grow, and the check-up of a network",
     "outlier-suppression-plus": "static activations by shift and scale, beside SmoothQuant and min-max",

@@ -189,7 +189,8 @@ class QuantMCU:
             if peak.bytes <= self.sram:
                 break
             options = []
-            for m in peak.maps:
+            maps = {*peak.maps, plan.layout.n_stage} if peak.branch > 0 else peak.maps  # tiles that are done
+            for m in sorted(maps):
                 k = -1 if m >= plan.layout.n_stage else peak.branch
                 searched = k in tables and (k == -1 or peak.searched)
                 program = (plan.rest if k == -1 else plan.searched[k]) if searched else None
