@@ -27,6 +27,7 @@ STUDIES: dict[str, str] = {
     "autood": "searching for a detector: AutoOD beside random search",
     "beta-rank": "pruning filters after imbalanced training: Beta-Rank beside seven criteria",
     "conformal": "measured false discovery rate of conformal thresholds",
+    "dllm": "quantized diffusion language models: methods x bits x tasks x models, and a census of outliers",
     "imdiffusion": "imputation by diffusion beside its ablations and peers",
     "outlier-driven-rescaling": "gated norms and PreAffine beside RMSNorm, and what a residual sink is for",
     "outlier-safe-pretraining": "Muon, one gain and projected embeddings beside Adam: outliers and 4 bits",
