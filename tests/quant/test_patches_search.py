@@ -420,6 +420,17 @@ def test_images_that_cannot_calibrate_are_refused():
         QuantMCU(vdpc=False, mode="dynamic")
 
 
+def test_a_network_that_ends_with_its_stage():
+    """A map as the result, and nothing after the patches."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1))
+    small = quantize_patches(net, pictures(), patches=2, n_stage=2, lam=0.4)
+    assert small(pictures(3)).shape == net(pictures(3)).shape == (3, 3, 12, 12)
+    assert small.plan.bitops_ratio > 1 and small.plan.peak_sram > 0
+    again = Plan.from_json(small.plan.to_json(), small.executor.layout)
+    assert torch.equal(small.executor.run(pictures(3), again), small(pictures(3)))
+
+
 def test_one_call(executor):
     small = quantize_patches(network(), pictures().numpy(), patches=3, n_stage=9, lam=0.4)
     assert torch.equal(small(pictures(3)), executor.run(pictures(3), QuantMCU(lam=0.4).search(executor, pictures())))
