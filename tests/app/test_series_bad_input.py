@@ -65,7 +65,7 @@ FILES = {  # what the table is, the exit code, a word of what is told
     "no row": ("t,x\n", 1, ""),
     "all missing": (table(stamps(300), x=[float("nan")] * 300), 1, ""),
     "constant": (table(stamps(300), x=[7.0] * 300), 0, "0 events"),
-    "constant beside another": (table(stamps(600), c=[7.0] * 600, x=odd()), 0, "1 event"),
+    "constant beside another": (table(stamps(600), c=[7.0] * 600, x=odd()), 0, "2026-03-31 0"),
     "empty beside another": (table(stamps(600), e=[float("nan")] * 600, x=odd()), 0, "event"),
     "text beside another": (table(stamps(600), s=["on"] * 600, x=odd()), 0, "not numbers"),
     "gap longer than the window": (gap(), 0, "gap"),
@@ -108,9 +108,9 @@ def run_all(folder, tables, *arguments):
     return json.loads(done.stdout)
 
 
-@pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    options = ("--kind", "series", "--time", "t", "--detector", "forecast")
+@pytest.fixture(scope="module", params=["forecast", "ensemble", "matrix-profile"])
+def told(tmp_path_factory, request):
+    options = ("--kind", "series", "--time", "t", "--detector", request.param)
     return run_all(tmp_path_factory.mktemp("bad"), FILES, "FILE", *options)
 
 
@@ -127,6 +127,52 @@ def test_a_bad_file_ends_in_words(told, name):
         assert len(error.strip().splitlines()) == 1
         assert f"{name}.csv" in error
     assert words in flat, flat
+
+
+LATER = {  # files that a model of the channels x and y is asked about
+    "one channel missing": (table(stamps(600), x=odd()), 0, "taken as missing throughout: 'y'"),
+    "a new channel": (table(stamps(600), z=wave(600), x=odd(), y=wave(600, 1)), 0, "left out: 'z'"),
+    "other channels": (table(stamps(600), a=odd(), b=wave(600)), 1, "none of the channels"),
+    "one row": (table(stamps(1), x=[1.0], y=[0.0]), 0, "0 events"),
+    "no time": ("x,y\n" + "\n".join(f"{v},0.5" for v in odd()) + "\n", 1, ""),
+    "another pace": (table(stamps(600, minutes=60), x=odd(), y=wave(600, 1)), 0, "steps of 1 h"),
+}
+
+
+@pytest.fixture(scope="module")
+def later(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("later")
+    (folder / "early").mkdir()
+    files = {"early": (table(stamps(600), x=wave(600, 2), y=wave(600, 3)), 0, "")}
+    options = ("--kind", "series", "--detector", "forecast", "--save-model", "../m.skerry")
+    assert run_all(folder / "early", files, "FILE", *options)["early"][0] == 0
+    return run_all(folder, LATER, "FILE", "--model", "m.skerry")
+
+
+@pytest.mark.parametrize("name", list(LATER))
+def test_a_model_meets_other_files_in_words(later, name):
+    _, code, words = LATER[name]
+    got, out, error = later[name]
+    flat = " ".join((out + error).split())
+    assert "Traceback" not in flat
+    assert "defect of skerry" not in flat
+    assert got == code, flat
+    assert words in flat
+    if code == 1:
+        assert f"{name}.csv" in error
+    elif name in ("one channel missing", "a new channel"):
+        assert "2026-03-31 06:40" in flat
+
+
+def test_a_chronos_folder_without_its_config_is_told(tmp_path):
+    pytest.importorskip("torch", reason="needs the extra 'deep'")
+    pytest.importorskip("transformers", reason="needs the extra 'deep'")
+    (tmp_path / "Chronos-Small").mkdir()
+    files = {"s": (table(stamps(600), x=odd()), 1, "")}
+    code, _, error = run_all(tmp_path, files, "FILE", "--detector", "themis:Chronos-Small")["s"]
+    assert code == 1
+    assert len(error.strip().splitlines()) == 1
+    assert "Chronos-Small/config.json: cannot be read" in error
 
 
 STREAMS = {

@@ -31,7 +31,8 @@ SERIES_DETECTORS: dict[str, str] = {
 def make_series_detector(name: str | SeriesDetector = "ensemble", **parameters: Any) -> SeriesDetector:
     """Return a series detector by its command-line name; parameters it does not have are left out.
 
-    ``"windowed:NAME"`` wraps the detector for tables of that name.
+    ``"windowed:NAME"`` wraps the detector for tables of that name; ``"themis:PATH"`` takes an encoder of one's own, a
+    Chronos folder or a file of :mod:`skerry.deep.pretrain_series`.
 
     Raises
     ------
@@ -45,11 +46,14 @@ def make_series_detector(name: str | SeriesDetector = "ensemble", **parameters: 
     """
     if isinstance(name, SeriesDetector):
         return name
-    key, _, inner = name.strip().lower().replace("_", "-").partition(":")
+    key, _, inner = name.strip().partition(":")
+    key = key.lower().replace("_", "-")
     class_name = SERIES_DETECTORS.get(key) or next((c for c in SERIES_DETECTORS.values() if c.lower() == key), None)
-    if class_name is None or (inner and key != "windowed"):
+    if class_name is None or (inner and key not in ("windowed", "themis")):
         raise ParameterError(f"unknown series detector {name!r}: {nearest(key, SERIES_DETECTORS)}")
-    if inner:
+    if inner and key == "themis":
+        parameters["encoder"] = inner
+    elif inner:
         from skerry.detect.tabular.registry import make_detector
 
         parameters["detector"] = make_detector(inner)
