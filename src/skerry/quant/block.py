@@ -10,7 +10,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,6 +44,11 @@ class Block:
     run: Callable[[int], Tensor]
     count: int
     masks: list[Tensor | None]
+    threads: int = field(default_factory=torch.get_num_threads)
+
+    def steady(self) -> None:
+        """Give torch its threads back: compiled kernels change them under it, and products round by their number."""
+        torch.set_num_threads(self.threads)
 
 
 def block_of(
@@ -81,22 +86,28 @@ def quantize_block(
         if isinstance(transform, ModelTransform):
             continue
         contexts = [_context(model, group, recipe, index, random_state) for group in groups]
+        block.steady()
         found = _observe(block, groups, contexts, transform.needs)
         for group, context, statistics in zip(groups, contexts, found, strict=True):
+            block.steady()
             facts = _transformed(block, group, transform, statistics, context, check)
             if facts:
                 report.transforms.append({"transform": type(transform).__name__, "group": group.name, **facts})
     outputs = None
+    block.steady()
     if recipe.propagate == "float" and states is not None:
         outputs = [block.run(b) for b in range(block.count)]
     for part in [groups] if recipe.sequential == "block" else [[g] for g in groups]:
         contexts = [_context(model, group, recipe, index, random_state) for group in part]
+        block.steady()
         needs = {"sample"} | _needs(recipe, part)
         found = _observe(block, part, contexts, needs) if block.count else [LayerStatistics() for _ in part]
         for group, context, statistics in zip(part, contexts, found, strict=True):
+            block.steady()
             _solve_group(model, group, context, statistics, recipe, report)
     if recipe.operands is not None and (facts := recipe.operands.quantize(block.module, block.run, block.count)):
         report.transforms.append({"transform": type(recipe.operands).__name__, "group": block.name, **facts})
+    block.steady()
     if states is not None:
         for b in range(block.count):
             states[b] = block.run(b) if outputs is None else outputs[b]

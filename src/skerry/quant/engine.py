@@ -98,7 +98,9 @@ def quantize_model(
         model = copy.deepcopy(model)
     was_training = model.training
     model.eval().requires_grad_(False)
+    threads = torch.get_num_threads()
     with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, threads)
         work = None
         if work_dir is not None:
             key = run_key(model, recipe, batches, random_state=random_state, check=check)
@@ -134,6 +136,7 @@ def quantize_model(
             progress(name or type(model).__name__, i, len(names))
             if away:
                 ready += _enter(model, name, architecture, recipe)
+            torch.set_num_threads(threads)
             block = block_of(model, name, batches, inputs, states)
             start = Start(block.module, report)
             quantize_block(model, block, i, architecture, recipe, report, check, random_state, states)
