@@ -64,6 +64,18 @@ def test_a_folder_that_transformers_loads(skerry, folder, tmp_path):
     assert torch.isfinite(logits).all()
 
 
+def test_one_block_in_memory_at_a_time(skerry, folder, tmp_path):
+    words = ["quantize", folder, "--recipe", "rtn", "--bits", "w4a16g32", "--threads", 1]
+    assert skerry(*words, "--out", "whole").returncode == 0
+    done = skerry(*words, "--out", "streamed", "--stream")
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["streamed", "whole"]
+    for file in sorted((tmp_path / "whole").iterdir()):
+        assert file.read_bytes() == (tmp_path / "streamed" / file.name).read_bytes()
+    done = skerry("quantize", folder, "--stream", "--out", "auto")
+    assert done.returncode == 2 and "one --recipe by name" in " ".join(done.stderr.replace("│", " ").split())
+
+
 def test_auto_says_why(skerry, folder, tmp_path):
     done = skerry(
         "quantize", folder, "--bits", "w8a8", "--calibration", folder / "ids.npy", "--context", 32, "--samples", 12,

@@ -33,6 +33,9 @@ def quantize(
     budget: Annotated[float, typer.Option(min=0, help="Seconds for --recipe auto to try recipes.")] = 120.0,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would take, and stop.")] = False,
     compare: Annotated[str | None, typer.Option(help="Recipes with commas between: a table, nothing is saved.")] = None,
+    stream: Annotated[
+        bool | None, typer.Option(help="One block in memory at a time. Default: where weights exceed half the memory.")
+    ] = None,
     scratch: Annotated[Path | None, typer.Option(help="Folder for hidden states that do not fit --memory.")] = None,
     memory: Annotated[int, typer.Option(min=1, help="MiB of hidden states kept in memory.")] = 2048,
     names: Annotated[bool, typer.Option("--list", help="List the recipes, and stop.")] = False,
@@ -62,8 +65,13 @@ def quantize(
     with quiet_warnings():
         from skerry.deep.model_folder import load_model_folder
         from skerry.deep.token_text import token_windows
+        from skerry.quant.offload import load_offloaded
 
-        loaded = load_model_folder(model)
+        if stream is None:
+            stream = recipe != "auto" and compare is None and _too_large(model)
+        elif stream and (recipe == "auto" or compare is not None):
+            raise typer.BadParameter("--stream wants one --recipe by name: several cannot be tried on half a model")
+        loaded = load_offloaded(model) if stream else load_model_folder(model)
         batches: list[Any] = []
         if calibration is not None:
             config = loaded.config
@@ -99,6 +107,7 @@ def _quantize(
     from skerry.quant.auto import choose_recipe
     from skerry.quant.checkpoint import save
     from skerry.quant.engine import quantize_model
+    from skerry.quant.offload import is_offloaded
     from skerry.quant.recipes import make_recipe
     from skerry.quant.resume import discard
 
@@ -109,6 +118,7 @@ def _quantize(
         found["auto"] = {"recipe": choice.name, "why": choice.why, "tried": choice.tried}
         _say(f"{choice.name}: {choice.why}")
     work = Path(f"{out}.work")
+    shard = 2**29 if is_offloaded(model) else 2**31
     with progress("quantizing") as step, _interruptible(work), _said_at_once():
 
         def told(what: str, done: int, total: int) -> None:
@@ -130,7 +140,7 @@ def _quantize(
             progress=told,
         )
         _sweep(out)
-        saved = save(quantized, out, layout=layout)
+        saved = save(quantized, out, layout=layout, shard_bytes=shard)
         discard(work)
     found |= {"recipe": name, "bits": bits, "out": str(out), "saved": saved, "report": report.to_plain()}
     if as_json:
@@ -140,6 +150,15 @@ def _quantize(
     typer.echo(f"{out}: {saved['bytes'] / 2**20:,.1f} MiB as {saved['layout']}")
     if saved.get("reason"):
         typer.echo(f"not as compressed-tensors: {saved['reason']}")
+
+
+def _too_large(folder: Path) -> bool:
+    """Return whether the weights of a folder would fill more than half of the memory that is free."""
+    import psutil
+
+    from skerry.quant.offload import weight_bytes
+
+    return weight_bytes(folder) > psutil.virtual_memory().available / 2
 
 
 @contextmanager
