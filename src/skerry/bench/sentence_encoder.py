@@ -25,7 +25,7 @@ from skerry.bench.quant_cells import Judged, Subject, digest_of
 from skerry.core.errors import DataError
 from skerry.quant.calibration import run_model
 
-__all__ = ["ENCODER", "encoder_folder", "encoder_subject", "sentence_vectors", "sentences", "strayed"]
+__all__ = ["ENCODER", "check_up", "encoder_folder", "encoder_subject", "sentence_vectors", "sentences", "strayed"]
 
 ENCODER = "SKERRY_SENTENCE_ENCODER"
 LONGEST = 64  # tokens
@@ -125,3 +125,57 @@ def encoder_subject(data: Path, folder: Path, *, quick: bool) -> Subject:
         tokens=batch["input_ids"].numel(),
         stamp=digest_of(model, [b["input_ids"] for b in (*calibration, *held)], LONGEST),
     )
+
+
+def check_up(subject: Subject) -> list[dict[str, Any]]:
+    """Return what ``skerry diagnose`` flags among the layers that write to the residual stream, beside plain counts.
+
+    The counts know nothing of the check-up's rules: the loudest input channel and the largest column of the weight,
+    each over the median of its layer. Where a flagged column is both, an outlier is told rightly.
+    """
+    from skerry.quant.diagnose import outliers
+
+    kept = [ids for b in subject.calibration for ids in b["input_ids"][b["attention_mask"].bool()].split(LONGEST)]
+    windows = torch.stack([ids for ids in kept if len(ids) == LONGEST][:12])
+    found = outliers(subject.model, [windows]).to_plain()["weight"]["modules"]
+    layers = {n: m for n, m in subject.model.named_modules() if isinstance(m, nn.Linear) and n in found}
+    peaks = input_peaks(subject.model, layers, [{"input_ids": windows}])
+    rows = []
+    for name, layer in layers.items():
+        if not name.endswith("output.dense"):
+            continue
+        norms = layer.weight.detach().norm(dim=0)
+        column, loud, large = found[name]["column"], int(peaks[name].argmax()), int(norms.argmax())
+        rows.append(
+            {
+                "layer": name,
+                "flagged": "yes" if found[name]["flagged"] else "no",
+                "column": column,
+                "loudest input": loud,
+                "times the median input": float(peaks[name].max() / peaks[name].median()),
+                "largest weight column": large,
+                "times the median column": float(norms.max() / norms.median()),
+                "written to channel": found[name]["row"],
+            }
+        )
+    return rows
+
+
+def input_peaks(model: nn.Module, layers: Mapping[str, nn.Module], batches: list[Any]) -> dict[str, Tensor]:
+    """Return the largest absolute input of every channel (in,) of every layer."""
+    found: dict[str, Tensor] = {}
+    handles = []
+    for name, layer in layers.items():
+
+        def hook(module: nn.Module, arguments: tuple, name: str = name) -> None:
+            seen = arguments[0].detach().flatten(0, -2).abs().amax(0)
+            found[name] = torch.maximum(found.get(name, seen), seen)
+
+        handles.append(layer.register_forward_pre_hook(hook))
+    try:
+        for batch in batches:
+            run_model(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
