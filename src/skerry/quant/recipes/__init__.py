@@ -29,6 +29,7 @@ RECIPES: dict[str, tuple[str, str]] = {
     "quarot": ("quarot", "4-bit weights and activations: rotate the residual stream (QuaRot)"),
     "rtn": ("rtn", "round to nearest: no calibration, the baseline"),
     "splitquant": ("splitquant", "data-free, for runtimes with one low width: three value ranges (SplitQuant)"),
+    "spqr": ("spqr", "weights of 4 and 3 bits: small groups, the weights that matter most in 16 bits (SpQR)"),
     "svdquant": ("svdquant", "4-bit weights and activations: a low-rank branch absorbs the outliers (SVDQuant)"),
     "smoothquant": ("smoothquant", "move part of the activations' range into the weights"),
 }
