@@ -37,7 +37,7 @@ class Settings:
     blocks: int = 3
     heads: int = 4
     steps: int = 2400
-    tuning_steps: int = 500
+    tuning_steps: int = 300
     twin_steps: int = 300
     batch: int = 24
     learning_rate: float = 2e-3
