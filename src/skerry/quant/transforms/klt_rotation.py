@@ -142,7 +142,7 @@ def eigenvectors(C: Tensor) -> Tensor:
 
     Examples
     --------
-    >>> eigenvectors(torch.diag(torch.tensor([3.0, 1.0]))).tolist()
+    >>> eigenvectors(torch.diag(torch.tensor([3.0, 1.0]))).abs().tolist()
     [[0.0, 1.0], [1.0, 0.0]]
     """
     C = C.double()
