@@ -8,11 +8,8 @@ from sklearn.base import clone
 
 from skerry.core.errors import DataError, ParameterError
 from skerry.core.persistence import load, save
-from skerry.core.stream_threshold import (
-    DSPOT,
-    SPOT,
-    AdaptiveConformal,
-)
+from skerry.core.spot import DSPOT, SPOT
+from skerry.core.stream_threshold import AdaptiveConformal
 from skerry.core.threshold import Conformal, ExtremeValue
 
 ALL = [SPOT(warmup=100), DSPOT(warmup=100, depth=20), AdaptiveConformal(0.05, window=50)]

@@ -7,7 +7,8 @@ from typing import Any
 from sklearn.base import clone
 
 from skerry.core.errors import ParameterError
-from skerry.core.stream_threshold import DSPOT, SPOT, AdaptiveConformal, StreamThreshold
+from skerry.core.spot import DSPOT, SPOT
+from skerry.core.stream_threshold import AdaptiveConformal, StreamThreshold
 
 __all__ = ["STREAM_RULES", "make_stream_threshold"]
 
@@ -23,7 +24,7 @@ STREAM_RULES = {
 def make_stream_threshold(rule: str | StreamThreshold) -> StreamThreshold:
     """Return the rule for ``"auto"``, ``"extreme:1e-3"``, ``"drift:1e-3"`` or ``"adaptive:0.01"``.
 
-    "extreme" is :class:`~skerry.core.stream_threshold.SPOT`, "drift" is ``DSPOT``, "adaptive" is
+    "extreme" is :class:`~skerry.core.spot.SPOT`, "drift" is ``DSPOT``, "adaptive" is
     ``AdaptiveConformal`` ("conformal" means the same); "auto" is ``extreme:1e-3``, aimed at one flag in a thousand
     steps that are like those learned from; a series that drifts away from them flags more. Of the risks 1e-4 to 3e-3
     it has the best balance of labelled events met and false ones on the development series (study ``alarms``).
