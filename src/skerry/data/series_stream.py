@@ -9,7 +9,6 @@ until its line break comes.
 from __future__ import annotations
 
 import csv
-import json
 import re
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,10 +18,10 @@ from numpy.typing import NDArray
 
 from skerry.core.errors import DataError
 from skerry.data.encoder_values import parse_numbers
+from skerry.data.series_cells import TRUTH, is_number, json_object, text_series, typed
 from skerry.data.series_columns import choose_time, pick_channels
 from skerry.data.stamps import MISSING_STAMP, StampFormat, stamp_columns
 from skerry.data.stream_clock import told_count
-from skerry.data.table_csv import MISSING_TEXT
 from skerry.data.table_csv_head import SEPARATORS
 
 __all__ = ["SeriesStream", "StreamRows"]
@@ -30,7 +29,6 @@ __all__ = ["SeriesStream", "StreamRows"]
 MAX_LINE = 1 << 20  # bytes; a longer line is no row of a series
 MAX_CELL = 100_000  # characters
 DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}")
-TRUTH = {"true": "1", "false": "0"}
 
 
 @dataclass
@@ -202,7 +200,7 @@ class SeriesStream:
         self.kind = "csv"
         self.separator = max(SEPARATORS, key=first.count)
         fields = [f.strip() for f in self._fields(first)]
-        numbers = [_is_number(f) for f in fields]
+        numbers = [is_number(f) for f in fields]
         places = fields == [str(i) for i in range(len(fields))] and len(fields) > 1
         if not places and all(n or DATE.match(f) or not f for n, f in zip(numbers, fields, strict=True)):
             self.columns = [f"column_{i}" for i in range(len(fields))]
@@ -224,7 +222,7 @@ class SeriesStream:
     def _whole(self, line: str) -> bool:
         """Say whether a line is a row (or a header) by itself."""
         if self.kind == "json":
-            return _json_object(line) is not None
+            return json_object(line) is not None
         return line == self.header or (line.count('"') % 2 == 0 and len(self._fields(line)) == len(self.columns))
 
     # ---- the head --------------------------------------------------------------------------------------------
@@ -255,7 +253,7 @@ class SeriesStream:
         import polars as pl
 
         if self.kind == "json":
-            found = [row for line in lines if (row := _json_object(line)) is not None]
+            found = [row for line in lines if (row := json_object(line)) is not None]
             self.columns = list(dict.fromkeys(key for row in found for key in row))
             columns: list[list[Any]] = [[row.get(c) for row in found] for c in self.columns]
         else:
@@ -263,7 +261,7 @@ class SeriesStream:
             columns = [[row[i] for row in rows] for i in range(len(self.columns))]
         if not columns or not columns[0]:
             raise DataError(f"{self.name}: none of the first {len(lines)} lines can be read; is it CSV or JSON lines?")
-        frame = pl.DataFrame([_typed(c, v) for c, v in zip(self.columns, columns, strict=True)])
+        frame = pl.DataFrame([typed(c, v) for c, v in zip(self.columns, columns, strict=True)])
         rest = frame.drop([c for c in self.leave_out if c in frame.columns])
         if self.time is not False and (self.time is not None or stamp_columns(rest)):
             self.time_name, self.form, words = choose_time(rest, self.name, self.time or None, None)
@@ -284,7 +282,7 @@ class SeriesStream:
         values = np.empty((n, len(self.channels)))
         for j, column in enumerate(columns[1:]):
             values[:, j] = self._numbers(column)
-        time = None if self.form is None else self.form.read(_typed("", columns[0]))
+        time = None if self.form is None else self.form.read(typed("", columns[0]))
         if time is not None:
             known = (time != MISSING_STAMP) if time.dtype.kind == "i" else ~np.isnan(time)
             if not known.all():
@@ -331,7 +329,7 @@ class SeriesStream:
         if not self.header or named not in line:  # cheap, and false for nearly every row
             return False
         fields = [f.strip() for f in self._fields(line)]
-        return named in fields and not any(map(_is_number, fields))
+        return named in fields and not any(map(is_number, fields))
 
     def _new_header(self, line: str) -> None:
         if line == self.header:
@@ -345,7 +343,7 @@ class SeriesStream:
         self.notes.append(f"line {self.n_lines:,}: a new header" + (f"; columns {'; '.join(told)}" if told else ""))
 
     def _json_columns(self, lines: list[str]) -> list[list[Any]]:
-        rows = [row for line in lines if (row := _json_object(line)) is not None]
+        rows = [row for line in lines if (row := json_object(line)) is not None]
         if len(rows) < len(lines):
             self._unreadable(len(lines) - len(rows), "no JSON object")
         known = {*self.columns, *self.strange}
@@ -387,7 +385,7 @@ class SeriesStream:
     def _repaired(self, column: list[Any]) -> NDArray[np.float64]:
         import polars as pl
 
-        text = _text_series("", column)
+        text = text_series("", column)
         number = parse_numbers(text.replace(TRUTH))
         lost = int((number.is_null() & text.is_not_null()).sum())
         before, self.n_text = self.n_text, self.n_text + lost
@@ -395,46 +393,3 @@ class SeriesStream:
             sample = text.filter(number.is_null() & text.is_not_null())[0]
             self.notes.append(f"{self.n_text:,} cells with text instead of a number ({sample!r}); counted as missing")
         return number.cast(pl.Float64).fill_null(np.nan).to_numpy().astype(np.float64, copy=True)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _json_object(line: str) -> dict[str, Any] | None:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _text(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return "true" if value is True else "false" if value is False else json.dumps(value)
-
-
-def _text_series(name: str, column: list[Any]) -> Any:
-    """Return cells as text, null where they stand for a missing value."""
-    import polars as pl
-
-    text = pl.Series(name, [_text(v) for v in column], dtype=pl.String).str.strip_chars()
-    return text.set(text.is_in(MISSING_TEXT), None)
-
-
-def _typed(name: str, column: list[Any]) -> Any:
-    """Return cells as whole numbers, numbers, or text, whatever holds for all."""
-    import polars as pl
-
-    text = _text_series(name, column)
-    for dtype in (pl.Int64, pl.Float64):
-        number = text.cast(dtype, strict=False)
-        if number.null_count() == text.null_count() and text.null_count() < len(text):
-            return number
-    truth = text.replace(TRUTH).cast(pl.Int64, strict=False)
-    return truth if truth.null_count() == text.null_count() < len(text) else text
