@@ -125,7 +125,7 @@ def _grid_rows(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {"model": key[0], "method": "float" if key[1] == "float" else f"{key[1]} {key[2]}"}
         | {task: row[task] for task in TASKS}
         | {
-            "mean drop, %": float(np.nanmean([row[f"{task} drop"] for task in TASKS])),
+            "mean drop, %": grid.known_mean(row[f"{task} drop"] for task in TASKS),
             "bound, nats": row[grid.BOUND],
             "stored bits": stored[key],
         }
@@ -138,7 +138,7 @@ def _mean_drop(cells: list[dict[str, Any]], tasks: tuple[str, ...] = TASKS, **wa
     wanted = {"calib": "clean"} | wanted
     chosen = [c for c in cells if c["task"] in tasks and all(c[k] == v for k, v in wanted.items())]
     rows = grid.pooled(chosen, ("model", "method", "bits", "task"))
-    return float(np.nanmean([r["drop_pct"] for r in rows])) if rows else float("nan")
+    return grid.known_mean(r["drop_pct"] for r in rows)
 
 
 def _bound(cells: list[dict[str, Any]], **wanted: Any) -> float:

@@ -195,6 +195,18 @@ def drop(score: float, exact: float, task: str) -> float:
     return 100.0 * (score - exact if task == BOUND else exact - score) / exact
 
 
+def known_mean(values: Iterable[float]) -> float:
+    """Return the mean of those that are not NaN (a drop from a float score of 0 is none); NaN if none is left.
+
+    Examples
+    --------
+    >>> known_mean([1.0, float("nan"), 3.0])
+    2.0
+    """
+    kept = [v for v in values if not np.isnan(v)]
+    return float(np.mean(kept)) if kept else float("nan")
+
+
 def _cell(name: str, config: Config, seed: int, task: str, found: Mapping[str, Any], exact: float) -> dict[str, Any]:
     bits = parse_bits(config.bits)
     lost = drop(found["scores"][task], exact, task)
@@ -256,8 +268,8 @@ def marginal(cells: Iterable[Mapping[str, Any]], by: str) -> list[dict[str, Any]
     return [
         {
             by: value,
-            "mean drop, %": float(np.nanmean(drops)),
-            "largest drop, %": float(np.nanmax(drops)),
+            "mean drop, %": known_mean(drops),
+            "largest drop, %": max((d for d in drops if not np.isnan(d)), default=float("nan")),
             "usable cells": f"{sum(d < USABLE for d in drops)} of {len(drops)}",
         }
         for value, drops in groups.items()
