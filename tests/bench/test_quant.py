@@ -14,7 +14,7 @@ from skerry.bench import quant
 from skerry.bench.quant_cases import BITS, CASES, CLAIMS, verdict
 from skerry.bench.quant_cells import Cells, Judged, Subject, digest_of, float_cell, measured
 from skerry.core.errors import ParameterError
-from skerry.quant.recipes import make_recipe
+from skerry.quant.recipes import RECIPES, make_recipe
 
 
 @pytest.fixture
@@ -71,6 +71,19 @@ def test_every_case_makes_a_recipe_or_says_why():
     assert all(told)
     assert sum(not isinstance(t, str) for t in told) > 50
     assert all(claim.better in CASES and claim.worse in CASES and set(claim.bits) <= set(BITS) for claim in CLAIMS)
+
+
+def test_every_recipe_stands_in_the_study():
+    made = [outcome(make, bits) for make in CASES.values() for bits in BITS]
+    assert {t.name for t in made if not isinstance(t, str)} >= RECIPES.keys()
+
+
+def test_after_its_minutes_only_known_cells_are_shown(subject, tmp_path):
+    cells = Cells("x", tmp_path)
+    assert quant._cell(cells, subject, "RTN", "w8a8", -math.inf) == {"refused": quant.UNTRIED}
+    made = quant._cell(cells, subject, "RTN", "w8a8", math.inf)
+    assert quant._cell(Cells("x", tmp_path), subject, "RTN", "w8a8", -math.inf) == made
+    assert "beside SplitQuant" in quant._cell(cells, subject, "RTN, one scale a tensor", "w8a8", -math.inf)["refused"]
 
 
 def test_verdicts_are_paired():

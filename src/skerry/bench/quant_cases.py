@@ -67,6 +67,7 @@ CASES: dict[str, Callable[[str], Recipe]] = {
     "AWQ": lambda bits: make_recipe("awq", bits),
     "QuaRot": lambda bits: make_recipe("quarot", bits),
     "QuaRot, GPTQ": lambda bits: make_recipe("quarot", bits, gptq=True),
+    "DuQuant": lambda bits: make_recipe("duquant", bits),
     "LLM.int8": lambda bits: make_recipe("llm-int8", bits),
     "Outlier Suppression+": lambda bits: make_recipe("os-plus", bits),
     "OutlierTune": lambda bits: make_recipe("outliertune", bits),
@@ -74,6 +75,7 @@ CASES: dict[str, Callable[[str], Recipe]] = {
     "QuantEase, 1 % outliers": lambda bits: make_recipe(
         "quantease", bits, outliers=0.01, **({} if bits in WEIGHT_ONLY else {"symmetric": True})
     ),
+    "SpQR": lambda bits: make_recipe("spqr", bits),
     "AdaDim": lambda bits: make_recipe("adadim", bits),
     "OliVe": lambda bits: make_recipe("olive", bits),
     "SplitQuant": _split,
@@ -111,6 +113,8 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("QuaRot", "RTN", ("w4a4",), True),
     Claim("QuaRot", "SmoothQuant", ("w4a4",), True),
     Claim("QuaRot, GPTQ", "QuaRot", ("w4a4",), False),
+    Claim("DuQuant", "QuaRot", ("w4a4",), True),
+    Claim("DuQuant", "SmoothQuant", ("w4a4",), True),
     Claim("SVDQuant", "SmoothQuant", ("w4a4",), True),
     Claim("SVDQuant", "RTN", ("w4a4",), True),
     Claim("OliVe", "RTN, static inputs", ("w4a4",), True),
@@ -119,6 +123,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("QuantEase", "GPTQ", WEIGHT_ONLY, False),
     Claim("QuantEase", "AWQ", ("w3a16",), False),
     Claim("QuantEase, 1 % outliers", "QuantEase", ("w3a16",), False),
+    Claim("SpQR", "GPTQ", ("w3a16",), False),
     Claim("AdaDim", "GPTQ", ("w3a16",), True),
     Claim("SplitQuant", "RTN, one scale a tensor", WEIGHT_ONLY, False),
 )
