@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from skerry.core.errors import ModelError, ParameterError
-from skerry.quant.activation import GroupDynamic, RoundClamp, TensorDynamic, TensorStatic, TokenDynamic
+from skerry.quant.activation import GroupDynamic, RoundClamp, TensorDynamic, TensorStatic, TokenClip, TokenDynamic
 from skerry.quant.statistics import LayerStatistics
 
 X = torch.randn(3, 7, 16, generator=torch.Generator().manual_seed(0))
@@ -61,3 +61,39 @@ def test_bits_out_of_range(bits):
 @pytest.mark.parametrize("quantizer", [TokenDynamic(8), TensorDynamic(8), GroupDynamic(8, 8), RoundClamp(8)])
 def test_silence_stays_silent(quantizer):
     assert torch.equal(quantizer.fake(torch.zeros(2, 16)), torch.zeros(2, 16))
+
+
+def clipped(X, **settings):
+    return TokenClip(**settings).calibrated(LayerStatistics.of(X, {"sample"}))
+
+
+def test_clipping_ranks_tokens_not_values():
+    X = torch.randn(200, 16, generator=torch.Generator().manual_seed(1))
+    X[10, :8] = 50.0  # one token with many huge values: a percentile of values would keep it, one of tokens does not
+    assert clipped(X, keep=1.0).high == 50.0
+    tops = X.amax(-1).sort().values
+    assert clipped(X, keep=0.99).high == pytest.approx(float(tops[197]))
+    assert clipped(X, keep=0.99).low == pytest.approx(-float((-X.amin(-1)).sort().values[197]))
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_searched_clip_is_never_worse_than_none(bits, symmetric):
+    X = torch.randn(400, 16, generator=torch.Generator().manual_seed(2))
+    for loud in (1.0, 8.0):
+        X[3] *= loud
+        found, whole = (clipped(X, bits=bits, symmetric=symmetric, keep=k) for k in (None, 1.0))
+        error, other = (float(((q.fake(X) - X) ** 2).sum()) for q in (found, whole))
+        assert error <= other
+        least = int((1.0 - (0.05 if bits == 8 else 0.10)) * len(X)) - 1
+        assert found.high >= float(X.amax(-1).sort().values[least])
+
+
+def test_clipping_refuses_what_it_cannot_do():
+    for wrong in ({"keep": 0.0}, {"keep": 1.1}, {"bits": 1}):
+        with pytest.raises(ParameterError):
+            TokenClip(**wrong)
+    with pytest.raises(ModelError, match="has not seen"):
+        TokenClip().fake(X)
+    with pytest.raises(ModelError, match="'sample'"):
+        TokenClip().calibrated(LayerStatistics())

@@ -53,6 +53,7 @@ PARTS: dict[str, str] = {
     "Symmetrize": "skerry.quant.transforms.symmetrize",
     "TensorDynamic": "skerry.quant.activation",
     "TensorStatic": "skerry.quant.activation",
+    "TokenClip": "skerry.quant.activation",
     "TokenDynamic": "skerry.quant.activation",
     "TwinLog": "skerry.quant.formats.twin_log",
     "Recipe": "skerry.quant.recipe",
