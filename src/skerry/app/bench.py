@@ -36,6 +36,7 @@ def run(
     seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time for training, such as 25m; what is cut goes on.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, or auto for a GPU.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Themis: a file or folder of an encoder.")] = None,
 ) -> None:
     """Run a study beside its peers. Example: `skerry bench run outrank --quick`.
 
@@ -44,6 +45,7 @@ def run(
     from skerry.bench.runner import plain, run_study, to_markdown
 
     given = {"preset": preset, "variants": variants, "seeds": seeds, "budget": budget, "device": device}
+    given["encoder"] = encoder
     options = {k: v for k, v in given.items() if v is not None}
 
     def say(text: str) -> None:

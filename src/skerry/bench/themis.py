@@ -63,7 +63,14 @@ METHODS: dict[str, Callable[[NDArray, NDArray, int], NDArray[np.float64]]] = {
 }
 
 
-def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> dict[str, Any]:
+def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None], encoder: str = "") -> dict[str, Any]:
+    """``encoder`` is a file or folder that Themis takes; it is measured beside the built-in bank."""
+    methods = dict(METHODS)
+    if encoder:
+        for k in (5, 20):
+            methods[f"Themis spectral, k = {k}, {Path(encoder).name}"] = _with(
+                lambda s, k=k: Themis(encoder=encoder, n_components=k, random_state=s)
+            )
     found: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
     seconds: dict[str, float] = defaultdict(float)
     left_out = 0
@@ -77,7 +84,7 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
             progress(f"{group} {series.name}")
             test = series.test[:2_000] if quick and series.label[:2_000].any() else series.test
             y = series.label[: len(test)]
-            for name, score in METHODS.items():
+            for name, score in methods.items():
                 started = time.process_time()
                 s = score(series.train, test, seed)
                 seconds[name] += time.process_time() - started
