@@ -50,6 +50,7 @@ PARTS: dict[str, str] = {
     "SpQR": "skerry.quant.solvers.spqr",
     "SplitGrid": "skerry.quant.formats.split",
     "StateHadamard": "skerry.quant.transforms.smooth_fused",
+    "StaticColumns": "skerry.quant.solvers.static_columns",
     "Symmetrize": "skerry.quant.transforms.symmetrize",
     "TensorDynamic": "skerry.quant.activation",
     "TensorStatic": "skerry.quant.activation",

@@ -4,11 +4,16 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
+import skerry.quant as quant
 from skerry.core.errors import ModelError, ParameterError
 from skerry.quant.formats.mixed_decomposition import MixedInt8, MixedInt8Tensor, OutlierSplit, mixed_product
 from skerry.quant.formats.mixed_linear import MixedInt8Linear
+from skerry.quant.numerics import AffineGrid
+from skerry.quant.solvers import StaticColumns
 from skerry.quant.statistics import LayerStatistics
 
 X = torch.tensor([[1.0, -2.0, 8.0, 0.5], [0.25, 3.0, -7.0, -1.5]])
@@ -94,6 +99,66 @@ def test_error_bound_of_the_eight_bit_part():
     assert ((part - x[:, rest] @ w[:, rest].T).abs() <= bound + 1e-6).all()
 
 
+@given(
+    tokens=st.integers(1, 9),
+    width=st.integers(2, 60),
+    seed=st.integers(0, 10_000),
+    loud=st.floats(1.0, 200.0),
+    threshold=st.sampled_from([3.0, 6.0, math.inf]),
+)
+@settings(deadline=None)
+def test_error_bound_for_any_input(tokens, width, seed, loud, threshold):
+    """Element by element, whatever is loud: half a step on either side, and the product of both halves."""
+    g = torch.Generator().manual_seed(seed)
+    x, w = torch.randn(tokens, width, generator=g), torch.randn(5, width, generator=g)
+    x[:, :: max(2, width // 3)] *= loud
+    y, info = mixed_product(x, with_float_rows(w), OutlierSplit(threshold))
+    rest = [j for j in range(width) if j not in info.outlier_dims]
+    exact = x.double() @ w.double().T
+    cx = x[:, rest].abs().amax(1, keepdim=True) if rest else torch.zeros(tokens, 1)
+    cw = w.abs().amax(1)
+    bound = 0.5 * cw / 127 * x[:, rest].abs().sum(1, keepdim=True) + 0.5 * cx / 127 * w[:, rest].abs().sum(1)
+    bound = bound + len(rest) * 0.25 * cx * cw / 127**2 + 1e-5 * (x.abs() @ w.abs().T) + 1e-6
+    assert ((y.double() - exact).abs() <= bound).all()
+    assert info.int8_share == pytest.approx(len(rest) / width)
+
+
+def test_without_an_outlier_the_second_product_is_not_executed(monkeypatch):
+    x, w = problem(outlier=1.0)
+    x = x.clamp(-5.9, 5.9)
+    stored = MixedInt8().quantize(w)
+
+    def never(self, outliers):
+        raise AssertionError("no column is an outlier")
+
+    monkeypatch.setattr(MixedInt8Tensor, "columns", never)
+    y, info = mixed_product(x, stored, OutlierSplit())
+    assert info.outlier_dims == []
+    assert torch.equal(y, mixed_product(x, stored, OutlierSplit(math.inf))[0])
+
+
+def test_a_louder_token_keeps_its_integers():
+    x, w = problem()
+    split = OutlierSplit()
+    scaled = x.clone()
+    rest = [j for j in range(96) if j not in split.find(x).tolist()]
+    scaled[2, rest] *= 0.5  # nothing new passes the threshold
+    a, b = split.split(x), split.split(scaled)
+    assert torch.equal(a.outliers, b.outliers)
+    assert torch.equal(a.codes, b.codes)
+    assert float(b.scale[2]) == 0.5 * float(a.scale[2])
+
+
+def test_the_accumulator_of_32_bits_is_wide_enough():
+    """127 * 127 * h stays below 2^31 for h up to 133,144 inputs, the worst case of all codes at the ends."""
+    widest = (2**31 - 1) // 127**2
+    assert widest >= 130_000
+    x, w = torch.full((1, 130_000), 5.0), torch.full((1, 130_000), 1.0)
+    codes = OutlierSplit().split(x).codes.to(torch.int32)
+    total = (codes * MixedInt8().quantize(w).codes.to(torch.int32)).sum(dtype=torch.int64)
+    assert int(total) == 127 * 127 * 130_000 < 2**31
+
+
 def test_row_scaling_and_permutation():
     x, w = problem(outlier=1.0)
     stored = MixedInt8().quantize(w)
@@ -144,6 +209,44 @@ def test_static_columns():
     x[0, 50] = 9.0
     layer(x)
     assert (layer.calls, layer.missed_calls) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "given_", [{}, {"mode": "static"}, {"symmetric": False}, {"scope": "entries"}, {"mode": "static", "threshold": 3.0}]
+)
+def test_the_recipe_in_all_its_kinds(given_, tiny, inputs, tmp_path):
+    model, batches = tiny("opt"), inputs("opt")
+    with torch.no_grad():  # channels that a scale a token would crush
+        for block in model.model.decoder.layers:
+            block.self_attn_layer_norm.weight[3] *= 40.0
+    found = quant.quantize(model, "llm-int8", "w8a8", batches, **given_)
+    plain = quant.quantize(model, "rtn", "w8a8")
+    a, b = (quant.compare(model, m, batches, repetitions=1).signal_to_noise for m in (found, plain))
+    assert a > b + 6.0
+    layer = found.model.decoder.layers[0].self_attn.q_proj
+    if given_.get("mode") == "static":
+        assert layer.solved.sparse.columns.tolist() == list(layer.activation.columns)
+        assert 3 in layer.activation.columns
+        assert layer.solved.info["outlier_columns"] == len(layer.activation.columns)
+    quant.save(found, tmp_path / "out")
+    again = quant.load(tmp_path / "out", tiny("opt"))
+    with torch.no_grad():
+        assert torch.equal(again(batches[0]).logits, found(batches[0]).logits)
+    quant.use_kernels(found)
+    with torch.no_grad():
+        assert relative(found(batches[0]).logits, again(batches[0]).logits) < 0.01  # a code more or less in places
+
+
+def test_static_columns_refuse_what_they_cannot_store():
+    w = torch.randn(3, 8)
+    with pytest.raises(ModelError, match=r"fc1.*MixedInt8"):
+        StaticColumns().solve(w, LayerStatistics.of(w, {"absmax"}), AffineGrid(8), name="fc1")
+    with pytest.raises(ModelError, match="'absmax'"):
+        StaticColumns().solve(w, LayerStatistics(), MixedInt8())
+    with pytest.raises(ParameterError):
+        StaticColumns(-1.0)
+    quiet = StaticColumns(1e6).solve(w, LayerStatistics.of(w, {"absmax"}), MixedInt8())
+    assert quiet.sparse is None and quiet.info == {"outlier_columns": 0}
 
 
 def linear(w, bias=True):
@@ -203,9 +306,9 @@ def test_bf16_inputs_do_not_wrap():
 
 
 def test_errors():
-    for settings in ({"threshold": -1.0}, {"bits": 9}, {"scope": "x"}, {"mode": "x"}):
+    for wrong in ({"threshold": -1.0}, {"bits": 9}, {"scope": "x"}, {"mode": "x"}):
         with pytest.raises(ParameterError):
-            OutlierSplit(**settings)
+            OutlierSplit(**wrong)
     with pytest.raises(ParameterError):
         MixedInt8("bf16")
     with pytest.raises(ModelError, match="NaN"):
