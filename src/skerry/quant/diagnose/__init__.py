@@ -7,6 +7,8 @@ __getattr__, __dir__, __all__ = lazy_package(
     {
         "InputCensus": "skerry.quant.diagnose.inputs",
         "OutlierReport": "skerry.quant.diagnose.report",
+        "EmergentReport": "skerry.quant.diagnose.emergent",
+        "emergent_features": "skerry.quant.diagnose.emergent",
         "input_census": "skerry.quant.diagnose.inputs",
         "intervene": "skerry.quant.diagnose.intervention",
         "outliers": "skerry.quant.diagnose.report",

@@ -19,10 +19,13 @@ from skerry.quant.architectures.base import architecture_of
 from skerry.quant.calibration import as_batches
 from skerry.quant.diagnose.activations import ActivationReport, StreamWatch, as_text
 from skerry.quant.diagnose.attention import AttentionLayer, AttentionWatch
+from skerry.quant.diagnose.emergent import EmergentReport, EmergentWatch
 from skerry.quant.diagnose.lifecycle import Lifecycle, trace_lifecycle
 from skerry.quant.diagnose.weights import WeightOutliers, weight_outliers
 
 __all__ = ["Advice", "OutlierReport", "described_blocks", "outliers"]
+
+LOUD = 6.0  # times the root mean square: from here on an emergent feature spoils the steps of the others
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class OutlierReport:
     weight : dict of str to WeightOutliers
     attention : list of AttentionLayer
     lifecycle : Lifecycle
+    emergent : EmergentReport
+        Channels of the hidden states at 6 and above in many layers and tokens (LLM.int8's).
     advice : list of Advice
     """
 
@@ -61,6 +66,7 @@ class OutlierReport:
     weight: Mapping[str, WeightOutliers]
     attention: list[AttentionLayer]
     lifecycle: Lifecycle
+    emergent: EmergentReport
     advice: list[Advice] = field(default_factory=list)
 
     def to_plain(self) -> dict[str, Any]:
@@ -97,6 +103,7 @@ class OutlierReport:
                     ]
                 },
                 "lifecycle": asdict(self.lifecycle),
+                "emergent": asdict(self.emergent),
                 "advice": [asdict(a) for a in self.advice],
             }
         )
@@ -141,11 +148,11 @@ def outliers(
     down = _writer(model, next(iter(blocks)))
     writers = {f"{name}.{down}": block.get_submodule(down) for name, block in blocks.items()} if down else {}
     stream, inner = StreamWatch(blocks, act_eta), StreamWatch(writers, act_eta, inputs=True)
-    attention = AttentionWatch(attn_frac)
+    attention, emergent = AttentionWatch(attn_frac), EmergentWatch(model, blocks)
     ids: list[Tensor | None] = [None]
     text = as_text(tokenizer)
     with torch.no_grad():
-        with stream.measuring(), inner.measuring(), watch_attention(model, attention.measure):
+        with stream.measuring(), inner.measuring(), emergent.measuring(), watch_attention(model, attention.measure):
             for batch in batches:
                 call(model, batch)
         attention.settle()
@@ -166,6 +173,7 @@ def outliers(
         weight=weight_outliers(model),
         attention=attention.report(),
         lifecycle=trace_lifecycle(model, blocks, down, activation, first),
+        emergent=emergent.report(),
     )
     report.advice = _advice(report)
     return report
@@ -207,6 +215,13 @@ def _advice(report: OutlierReport) -> list[Advice]:
         why = f"channels {channels} reach {worst.ratio:,.0f} times the mean after {worst.name}, layer after layer"
         found.append(Advice("activation outliers in fixed channels", why, "os-plus"))
         found.append(Advice("the same without calibration data", why, "llm-int8"))
+    elif loud := [f for f in report.emergent.features if f.loudness >= LOUD]:
+        channels = ", ".join(str(f.channel) for f in loud[:6])
+        why = (
+            f"channels {channels} enter {loud[0].layer_share:.0%} of the layers at {loud[0].quartiles[1]:,.1f}, "
+            f"{loud[0].loudness:,.0f} times the root mean square: one scale a token leaves the others few steps"
+        )
+        found.append(Advice("emergent features", why, "llm-int8"))
     kinds = report.activation.classes
     if kinds["initial"] and not any(n for kind, n in kinds.items() if kind != "initial"):
         why = "only the first token of a sequence carries outliers: keep it out of static activation ranges"
