@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from skerry.bench.quant_rows import Lab, by_name, float_note, make_lab, rows_of
+from skerry.bench.train_tables import expectations, expected
 from skerry.quant.formats import MixedInt8, OutlierSplit
 from skerry.quant.numerics import AffineGrid
 from skerry.quant.recipe import Recipe, parse_bits
 from skerry.quant.recipes import make_recipe
 
 BITS = ("w8a8", "w6a6", "w4a4")
+OURS = "LLM.int8 decomposition, threshold 6"
 
 
 def _split(bits: str) -> Recipe:
@@ -32,25 +35,52 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
         ("static per tensor", lambda bits: make_recipe("rtn", bits, static=True)),
         ("dynamic per token", lambda bits: make_recipe("rtn", bits)),
         ("SmoothQuant 0.5, static", lambda bits: make_recipe("smoothquant", bits, static=True)),
-        ("LLM.int8 decomposition, threshold 6", _split),
+        (OURS, _split),
     ]
     rows = rows_of(lab, cases, BITS, progress)
     at = by_name(rows)
-    mine, token = at["LLM.int8 decomposition, threshold 6"], at["dynamic per token"]
+    mine, token, static = (at[k] for k in (OURS, "dynamic per token", "static per tensor"))
     return {
         "title": "LLM.int8(): outlier columns beside an 8-bit product",
         "claim": (
             f"Planted outliers, W8A8: loss +{mine['planted w8a8']:.5f} with the decomposition, "
             f"+{token['planted w8a8']:.3f} per token without it (float loss {lab.loss['planted']:.3f}); natural model: "
-            f"+{mine['natural w8a8']:.5f} and +{token['natural w8a8']:.5f}."
+            f"+{mine['natural w8a8']:.5f} and +{token['natural w8a8']:.5f}. Perplexity, planted: "
+            f"{_percent(mine['planted w8a8']):+.3f} % of the float model's with it, "
+            f"{_percent(token['planted w8a8']):+.1f} % per token, {_percent(static['planted w8a8']):+.0f} % static."
         ),
         "table": rows,
-        "tables": {"Outlier columns of the inputs, in percent": _shares(lab), "One layer": _layer(seed)},
+        "tables": {
+            "Expectations": expectations(met(rows)),
+            "Outlier columns of the inputs, in percent": _shares(lab),
+            "One layer": _layer(seed),
+        },
         "notes": [
             float_note(lab),
             "The paper's width is 8 bits; the split of narrower inputs is our extension.",
         ],
     }
+
+
+def met(rows: list[dict[str, Any]]) -> list[tuple[str, float | str, bool | None]]:
+    """Return what the paper lets expect at 8 bits, as percent of the float perplexity, measured, and whether it holds."""
+    at = by_name(rows)
+    found = [
+        expected(f"{which}: perplexity within 0.1 % of the float model's", _percent(at[OURS][f"{which} w8a8"]), _within)
+        for which in ("natural", "planted")
+    ]
+    return found + [
+        expected(f"planted: {plain} breaks, more than 1 %", _percent(at[plain]["planted w8a8"]), lambda v: v > 1.0)
+        for plain in ("dynamic per token", "static per tensor")
+    ]
+
+
+def _within(percent: float) -> bool:
+    return abs(percent) <= 0.1
+
+
+def _percent(loss: float) -> float:
+    return 100.0 * math.expm1(loss)
 
 
 @torch.no_grad()
