@@ -63,7 +63,7 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
 
 
 def met(rows: list[dict[str, Any]]) -> list[tuple[str, float | str, bool | None]]:
-    """Return what the paper lets expect at 8 bits, as percent of the float perplexity, measured, and whether it holds."""
+    """Return what the paper lets expect at 8 bits, in percent of the float perplexity, and whether it holds."""
     at = by_name(rows)
     found = [
         expected(f"{which}: perplexity within 0.1 % of the float model's", _percent(at[OURS][f"{which} w8a8"]), _within)
