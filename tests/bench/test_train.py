@@ -1,10 +1,13 @@
 """The training studies run at a tiny size, share what they trained, and their tables say what the runs said."""
 
 import gzip
+import io
 import json
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("torch", reason="needs the extra 'deep'")
 pytest.importorskip("accelerate", reason="needs the extra 'deep'")
@@ -35,10 +38,11 @@ def data(tmp_path, monkeypatch):
         (tmp_path / "text" / name).write_bytes(gzip.compress(TEXT))
     for setting in train_runs.SETTINGS:
         monkeypatch.setitem(train_runs.SETTINGS, setting, {**train_runs.SETTINGS[setting], **SMALL})
+    cifar(tmp_path / "images")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for module in (outlier_safe_pretraining, outlier_driven_rescaling):
         monkeypatch.setattr(module, "PLAN", {s: dict.fromkeys(of, 1) for s, of in module.PLAN.items()})
-    plan = {s: dict.fromkeys(of, 1) for s, of in quantizable_transformers.PLANS["encoders"].items()}
+    plan = {s: dict.fromkeys(list(of)[:3], 1) for s, of in quantizable_transformers.PLANS["encoders"].items()}
     monkeypatch.setitem(quantizable_transformers.PLANS, "encoders", plan)
     # in this process: the settings above are not those of a new one
     monkeypatch.setattr("joblib.Parallel", _Serial)
@@ -46,6 +50,24 @@ def data(tmp_path, monkeypatch):
     yield tmp_path
     torch.set_num_threads(before)
     train_runs.load_task.cache_clear()
+
+
+def cifar(folder):
+    """Write a few images in the format of the shared CIFAR-10."""
+    folder.mkdir()
+    rng, arrays = np.random.default_rng(0), {}
+    for part, n in (("train", 24), ("test", 16)):
+        files = []
+        for image in rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8):
+            file = io.BytesIO()
+            Image.fromarray(image).save(file, "JPEG")
+            files.append(np.frombuffer(file.getvalue(), np.uint8))
+        arrays |= {
+            f"jpeg_{part}": np.concatenate(files),
+            f"offset_{part}": np.cumsum([0, *map(len, files)]),
+            f"y_{part}": rng.integers(0, 10, n),
+        }
+    np.savez(folder / "cifar10_jpeg.npz", **arrays)
 
 
 class _Serial:
@@ -96,6 +118,9 @@ def test_the_replicas(data):
     qt = quantizable_transformers.run(False, data, 0, say, preset="encoders")
     assert all(r["avg kurtosis"] > 1 and r["max inf norm"] > 0 for r in qt["table"])
     assert "Masked bytes of WikiText-2, an encoder" in qt["tables"]
+    seen = qt["tables"]["CIFAR-10, a vision transformer"]
+    assert [r["variant"] for r in seen] == ["Adam", "Adam, gate", "Adam, clip"]
+    assert all(0 <= r["accuracy"] <= 1 for r in seen)
     for result in (osp, odr, qt):
         assert {"title", "claim", "table", "notes"} <= set(result) and "nan" not in result["claim"]
 
@@ -112,6 +137,33 @@ def test_the_runner_writes_pictures_and_refuses_options_of_others(data):
         runner.run_study("conformal", data=data, options={"seeds": 2})
     with pytest.raises(ParameterError, match="--preset"):
         runner.run_study("outlier-safe-pretraining", data=data, options={"preset": "cpu"})
+
+
+def test_every_claim_rests_on_three_seeds():
+    plans = [
+        train.PRESETS["cpu"],
+        train.PRESETS["bytes"],
+        train.PRESETS["encoders"],
+        *quantizable_transformers.PLANS.values(),
+    ]
+    assert {n for plan in plans for of in plan.values() for n in of.values()} == {3}
+    planned = train.PRESETS["cpu"]["backcopy"]
+    assert set(planned) <= set(train_runs.VARIANTS)
+    # the replicas need no run that the laboratory lacks
+    assert set(outlier_safe_pretraining.PLAN["backcopy"]) <= set(planned)
+    assert set(outlier_driven_rescaling.PLAN["backcopy"]) <= set(planned)
+    assert set(quantizable_transformers.PLANS["cpu"]["backcopy"]) <= set(planned)
+
+
+def test_presets_have_files_of_their_own(data, monkeypatch):
+    monkeypatch.setitem(train.PRESETS, "tiny", {"masked": {"Adam": 1, "Adam, gate": 1}})
+    result = runner.run_study("train", data=data, out=data / "out", options={"preset": "tiny"})
+    assert sorted(p.name for p in (data / "out").iterdir()) == [
+        "train-tiny-kurtosis.svg", "train-tiny-loss.svg", "train-tiny-sinks.svg", "train-tiny.json", "train-tiny.md",
+    ]  # fmt: skip
+    assert "file" not in result and result["name"] == "train"
+    checked = result["tables"]["Expectations of the laboratory note"]
+    assert [r["met"] == "not run" for r in checked] == [False, False, True, True]
 
 
 def test_a_budget_stops_and_the_same_call_goes_on(data):
@@ -161,6 +213,7 @@ def test_unknown_names_and_absent_files_are_named(data):
     assert len(all_texts._train) > 1.9 * len(one_text._train)
     train_runs.load_task.cache_clear()
     job = train_runs.jobs("images", ["Adam"], [0])[0]
+    (data / "images" / "cifar10_jpeg.npz").unlink()
     with pytest.raises(DataError, match="CIFAR"):
         train_runs.load_task(data, job.task)
     (data / "text" / train_runs.TEXTS["bytes"]).write_bytes(b"no gzip")

@@ -11,12 +11,8 @@ from pathlib import Path
 from typing import Any
 
 PLAN = {
-    "backcopy": {
-        **dict.fromkeys(("Adam", "OSP"), 3),
-        "Muon": 2,
-        **dict.fromkeys(("SGD", "Adam, SSNorm", "Muon, SSNorm", "Muon, EmbProj"), 1),
-    },
-    "bytes": {"Adam": 2, "OSP": 2, "Muon": 1},
+    "backcopy": dict.fromkeys(("Adam", "OSP", "Muon", "SGD", "Adam, SSNorm", "Muon, SSNorm", "Muon, EmbProj"), 3),
+    "bytes": dict.fromkeys(("Adam", "OSP", "Muon"), 3),
 }
 # The paper's own ablation, 1.4 billion parameters, 100 billion tokens.
 PAPER = {"Adam": 1818.56, "Muon": 1575.12, "Muon, SSNorm": 66.69, "Muon, EmbProj": 703.23,

@@ -98,7 +98,8 @@ def run_study(
     """Run the study ``name`` and write its result to ``out`` (a folder), if given.
 
     ``options`` are further arguments of the study's own ``run``. SVG pictures that a study returns under ``pictures``
-    are written beside its tables, as ``NAME-PICTURE.svg``.
+    are written beside its tables, as ``NAME-PICTURE.svg``; a study that has several results returns the name of this
+    one's files under ``file``.
 
     Returns
     -------
@@ -126,7 +127,7 @@ def run_study(
             raise ParameterError(f"the study {name!r} takes no --{option}" + (f"; it takes {known}" if known else ""))
     started = time.perf_counter()
     result = module.run(quick=quick, data=data, seed=seed, progress=progress, **options)
-    pictures = result.pop("pictures", {})
+    pictures, stem = result.pop("pictures", {}), result.pop("file", name)
     result |= {
         "name": name,
         "quick": quick,
@@ -146,7 +147,7 @@ def run_study(
             (".md", to_markdown(result)),
             *((f"-{picture}.svg", text) for picture, text in pictures.items()),
         ):
-            with atomic_write(out / f"{name}{suffix}") as file:
+            with atomic_write(out / f"{stem}{suffix}") as file:
                 file.write(text.encode())
     return result
 

@@ -19,7 +19,6 @@ _VARIANTS = {
     "Adam, context scale": "(e) context-aware scaling",
     "Adam, sigmoid": "(f) sigmoid",
 }
-_ONCE = ("Adam, context bias",)
 KEYS = ("loss", "excess kurtosis", "floor", "peak to mean", "sink, mean head", "sink, best head", "value drain",
         "W8A8 t", "W4A4 k", "W4A4 t", "half pruned", "steps to 1.7")  # fmt: skip
 PRUNED = 0.5
@@ -42,7 +41,7 @@ def run(
     wanted = (
         jobs("backcopy", ["Adam", "Adam, key bias", "Adam, sigmoid"], [seed], steps=30)
         if quick
-        else plan_jobs({"backcopy": {v: 1 if v in _ONCE else seeds for v in _VARIANTS}}, seed)
+        else plan_jobs({"backcopy": dict.fromkeys(_VARIANTS, seeds)}, seed)
     )
     states = train_all(wanted, data, device=device, budget=tables.seconds(budget), progress=progress)
     found = tables.evaluate_all(states, data, progress)

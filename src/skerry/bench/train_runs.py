@@ -90,6 +90,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "Adam, element gate": {"attention": "gate-element"},
     "Adam, clip": {"attention": "clip"},
     "Adam, clip 2": {"attention": "clip", "alpha": 2.0},
+    "Adam, clip 4": {"attention": "clip", "alpha": 4.0},
     "Adam, softmax + 1": {"attention": "plus-one"},
     "Adam, ReLU attention": {"attention": "relu"},
     "Adam, value bias": {"attention": "value-bias"},

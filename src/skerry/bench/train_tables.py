@@ -15,6 +15,7 @@ from skerry.bench.train_runs import Job, kept, load_model, plan_jobs, train_all
 from skerry.core.errors import ParameterError
 
 __all__ = [
+    "MAIN",
     "cpu_minutes",
     "evaluate_all",
     "expectations",
@@ -41,7 +42,7 @@ _GAPS = {
     "A4 t, ffn": {"weight_bits": 16, "per": "tensor", "sites": ("ffn",)},
     "A4 t, ffn, Hadamard": {"weight_bits": 16, "per": "tensor", "sites": ("ffn",), "ffn_hadamard": True},
 }
-_MAIN = (
+MAIN = (
     "loss",
     "excess kurtosis",
     "floor",
@@ -54,6 +55,7 @@ _MAIN = (
     "W4A4 k",
     "W4A4 t",
 )
+_SPREAD = ("loss", "excess kurtosis", "sink, mean head", "W4A4 t")
 
 
 def seconds(text: str | float | None) -> float | None:
@@ -179,14 +181,14 @@ def spread(found: Mapping[Job, dict[str, float]], variant: str, key: str) -> str
     return text if len(values) == 1 else f"{text} ({min(values):.3g} to {max(values):.3g})"
 
 
-def main_rows(found: Mapping[Job, dict[str, float]], keys: Sequence[str] = _MAIN) -> list[dict[str, Any]]:
-    """Return a row for each variant: means over seeds, and standard deviations of loss and kurtosis."""
+def main_rows(found: Mapping[Job, dict[str, float]], keys: Sequence[str] = MAIN) -> list[dict[str, Any]]:
+    """Return a row for each variant: means over seeds, and standard deviations of what claims rest on."""
     rows = []
     for variant, runs in _grouped(found).items():
         row: dict[str, Any] = {"variant": variant, "seeds": len(runs)}
         for key in keys:
             row[key] = mean(found, variant, key)
-            if key in ("loss", "excess kurtosis") and any(len(r) > 1 for r in _grouped(found).values()):
+            if key in _SPREAD and any(len(r) > 1 for r in _grouped(found).values()):
                 values = _values(found, variant, key)
                 row[f"{key}, sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
         steps = [int(r["steps"]) for r in runs]
