@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy_package(
     __name__,
     {
         "Recipe": "skerry.quant.recipe",
+        "attach_lora": "skerry.quant.adapters",
         "compare": "skerry.quant.comparison",
         "diagnose": "",
         "load": "skerry.quant.checkpoint",

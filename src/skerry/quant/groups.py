@@ -87,7 +87,7 @@ class Group:
         """Return whether a shift is folded for free (a norm before, and nothing in between)."""
         return self.kind == "norm" and self.folds
 
-    def rescale(self, model: nn.Module, scale: Tensor, shift: Tensor | None = None) -> None:
+    def rescale(self, model: nn.Module, scale: Tensor, shift: Tensor | None = None, *, fold: bool = True) -> None:
         """Let the readers see ``(x - shift) / scale`` and compute what they computed.
 
         Parameters
@@ -97,6 +97,8 @@ class Group:
         scale : Tensor of shape (in,)
             Positive.
         shift : Tensor of shape (in,), optional
+        fold : bool, default True
+            Put the change into the producer where that is possible; False keeps it in front of the readers.
 
         Raises
         ------
@@ -108,9 +110,9 @@ class Group:
             raise ModelError(f"{self.name}: a channel scale is zero, negative or not finite")
         if shift is not None and not bool(shift.any()):
             shift = None
-        if self.kind == "rows" and self.folds and shift is not None:
+        folds = self.folds and fold
+        if self.kind == "rows" and folds and shift is not None:
             raise ModelError(f"{self.name}: a shift cannot pass through the operation before it")
-        folds = self.folds
         if self.repeats > 1 and folds:
             scale = self._shared(scale)
         with torch.no_grad():

@@ -225,7 +225,8 @@ class Solved:
 class Transform(Protocol):
     """Moves outliers inside a group of layers without changing what the model computes; a frozen dataclass.
 
-    The engine checks the function after every application and undoes one that changed it.
+    The engine checks the function after every application and undoes one that changed it. ``keeps_inputs = True`` says
+    that whatever it does to an input stays in front of the layer, so that an adapter of the float model still fits.
     """
 
     needs: frozenset[str]

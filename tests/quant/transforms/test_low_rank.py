@@ -1,5 +1,7 @@
 """SVDQuant: golden values and invariants of the paper's brief."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -118,13 +120,73 @@ def test_the_branch_sees_the_input_before_rounding(tiny, inputs):
     torch.testing.assert_close(layer(x), wanted)
 
 
-def test_another_branch_concatenates():
-    """A low-rank update of the float weight joins the branch without a new quantization."""
-    W = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
-    update = LowRank(torch.randn(8, 2), torch.randn(2, 6))
-    branch = LowRankAbsorb(2, dtype="float32").solve(W, LayerStatistics(), AffineGrid(4)).low_rank
-    both = LowRank(torch.cat([branch.up, update.up], 1), torch.cat([branch.down, update.down]))
-    torch.testing.assert_close(both.dense(), branch.dense() + update.dense())
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2"])
+def test_a_division_kept_at_run_time_is_the_folded_one(family, tiny, inputs):
+    model, batches = tiny(family), inputs(family)
+    apart = Recipe("x", transforms=(BranchSmooth(rank=2, n_grid=4, fold=False),))
+    found, report = quantize_model(model, apart, calibration=batches)
+    layer = next(m for m in found.modules() if getattr(m, "before", ()))
+    assert report.transforms and layer.before[0].kind == "affine"
+    with torch.no_grad():
+        exact = output_of(model(batches[0]))
+        assert float((output_of(found(batches[0])) - exact).norm() / exact.norm()) < 1e-5
+    for name, norm in model.named_modules():  # nothing was folded into a norm
+        if "norm" in name or "ln_" in name:
+            kept = zip(norm.parameters(), found.get_submodule(name).parameters(), strict=True)
+            assert all(torch.equal(p, q) for p, q in kept)
+
+
+def test_one_branch_for_three_layers_is_three_branches(tiny, inputs):
+    """The shared first half gives what each layer's slice of the stacked decomposition gives alone."""
+    model, batches = tiny("llama"), inputs("llama")
+    recipe = Recipe("x", AffineGrid(4), LowRankAbsorb(4, 1, dtype="float32"))
+    found, _ = quantize_model(model, recipe, calibration=batches)
+    for i, block in enumerate(found.model.layers):
+        attention, exact = block.self_attn, model.model.layers[i].self_attn
+        layers = ("q_proj", "k_proj", "v_proj")
+        whole = truncated(torch.cat([getattr(exact, n).weight for n in layers]), 4)[0]
+        slices = whole.split([getattr(exact, n).out_features for n in layers])
+        for name, part in zip(layers, slices, strict=True):
+            torch.testing.assert_close(getattr(attention, name).solved.low_rank.dense(), part, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_rounds_end_at_or_under_no_branch_and_under_the_plain_one(seed):
+    """On the calibration data, at the same smoothing: what the alternation keeps is never worse than its start."""
+    g = torch.Generator().manual_seed(seed)
+    W, X = torch.randn(24, 32, generator=g), torch.randn(200, 32, generator=g)
+    X[:, :2] *= 20.0
+    model = nn.Sequential(nn.Linear(32, 24, bias=False))
+    model[0].weight.data = W
+
+    def solved(rank, iterations):
+        branch = LowRankAbsorb(rank, iterations, dtype="float32")
+        recipe = Recipe("x", AffineGrid(4, group_size=16), branch, GroupDynamic(4, 16))
+        found, _ = quantize_model(model, recipe, calibration=[X])
+        return float((found(X) - X @ W.T).square().mean()), found[0].solved
+
+    none, plain, (best, kept) = solved(0, 1)[0], solved(4, 1)[0], solved(4, 100)
+    assert best <= plain * (1 + 1e-5) <= none
+    assert len(kept.trace) > 1 and all(b < a for a, b in itertools.pairwise(kept.trace))
+    assert best == pytest.approx(kept.trace[-1], rel=1e-4)
+
+
+def test_lifted_and_unsigned_is_the_signed_function():
+    """GELU outputs moved above zero, and the constant taken back by the bias: the same in floating point."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4))
+    x = torch.randn(64, 8, generator=generator) * 3
+    found, report = quantize_model(model, Recipe("x", transforms=(LiftedInput(),)), calibration=[x])
+    assert [t["group"] for t in report.transforms] == ["2"]
+    with torch.no_grad():
+        torch.testing.assert_close(found(x), model(x), atol=1e-5, rtol=1e-5)
+    lifted = quant.quantize(model, "svdquant", "w4a4g16", [x], rank=2, n_grid=2)
+    assert lifted[2].activation.unsigned is True
+    plain = quant.quantize(model, "svdquant", "w4a4g16", [x], rank=2, n_grid=2, shift_gelu=False)
+    assert plain[2].activation.unsigned is False
+    with torch.no_grad():
+        errors = [float((m[2](m[1](m[0](x))) - model(x)).norm()) for m in (lifted, plain)]
+    assert errors[0] < errors[1]
 
 
 @pytest.mark.parametrize("settings", [{"rank": -1}, {"iterations": 0}, {"dtype": "int8"}])

@@ -17,8 +17,13 @@ def build(
     iterations: int = 100,
     shift_gelu: bool = True,
     gptq: bool = False,
+    fold: bool = True,
 ) -> Recipe:
-    """Return the recipe; 8-bit activations are rounded per token, narrower ones per token and group."""
+    """Return the recipe; 8-bit activations are rounded per token, narrower ones per token and group.
+
+    ``iterations=1`` is the plain decomposition; ``fold=False`` divides at run time and not in the norms before, which
+    LoRA adapters need (:func:`skerry.quant.attach_lora`).
+    """
     residual = None
     if gptq:
         from skerry.quant.solvers import GPTQ
@@ -37,5 +42,5 @@ def build(
         weight,
         LowRankAbsorb(rank=rank, iterations=iterations, residual=residual),
         activation,
-        (*lift, BranchSmooth(rank=rank, n_grid=n_grid)),
+        (*lift, BranchSmooth(rank=rank, n_grid=n_grid, fold=fold)),
     )

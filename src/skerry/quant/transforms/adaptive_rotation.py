@@ -56,6 +56,7 @@ class AdaptiveRotation:
     random_state: int = 0
 
     needs = frozenset({"sample"})
+    keeps_inputs = True
 
     def __post_init__(self) -> None:
         if self.threshold < 0 or self.block < 2 or self.max_steps < 0:
@@ -118,6 +119,7 @@ class QuantileRotation:
     random_state: int = 0
 
     needs = frozenset({"sample"})
+    keeps_inputs = True
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.quantile <= 1.0:

@@ -41,6 +41,7 @@ class LiftedInput:
     lift: float = GELU_LIFT
 
     needs = frozenset({"range"})
+    keeps_inputs = True
 
     def apply(self, group: Group, statistics: LayerStatistics, context: GroupContext) -> Mapping[str, Any]:
         """Lift one group; see :class:`~skerry.quant.parts.Transform`."""
@@ -48,7 +49,7 @@ class LiftedInput:
         low, high = float(statistics.low.min()), float(statistics.high.max())
         if not -self.lift <= low < 0.0 or high < 2 * self.lift:
             return {}
-        if group.folds and group.kind == "rows":
+        if group.folds:  # a norm's output is no GELU's, and nothing passes a shift through "rows"
             return {}
         ones = torch.ones_like(statistics.low)
         group.rescale(context.model, ones, -self.lift * ones)
@@ -64,6 +65,9 @@ class BranchSmooth:
     rank : int, default 32
     n_grid : int, default 20
         Gives ``2 n_grid - 1`` candidates: none, ``(i/n, 0)`` and ``(i/n, 1 - i/n)``.
+    fold : bool, default True
+        Divide in the layer before where that is possible; False divides at run time, as the paper's engine does, which
+        leaves every layer's own input as it was (see :func:`skerry.quant.attach_lora`).
 
     Raises
     ------
@@ -73,12 +77,18 @@ class BranchSmooth:
 
     rank: int = 32
     n_grid: int = 20
+    fold: bool = True
 
     needs = frozenset({"absmax"})
 
     def __post_init__(self) -> None:
         if self.rank < 0 or self.n_grid < 1:
             raise ParameterError(f"rank must be >= 0 and n_grid >= 1, got {self.rank} and {self.n_grid}")
+
+    @property
+    def keeps_inputs(self) -> bool:
+        """Whether what is done to an input stays in front of its layer."""
+        return not self.fold
 
     def apply(self, group: Group, statistics: LayerStatistics, context: GroupContext) -> Mapping[str, Any]:
         """Smooth one group; see :class:`~skerry.quant.parts.Transform`."""
@@ -93,7 +103,7 @@ class BranchSmooth:
             error = _error(group, context, W * lam, branch, lam, activation)
             if error < least:
                 best, chosen, least = lam, (alpha, beta), error
-        group.rescale(context.model, best)
+        group.rescale(context.model, best, fold=self.fold)
         return {"alpha": chosen[0], "beta": chosen[1], "error": least}
 
 

@@ -67,6 +67,7 @@ class OnlineHadamard:
     """A Hadamard product in front of layers that no norm feeds (attention output, second MLP layer), at run time."""
 
     needs = frozenset()
+    keeps_inputs = True
 
     def apply(self, group: Group, statistics: LayerStatistics, context: GroupContext) -> Mapping[str, Any]:
         """Rotate one group's input; see :class:`~skerry.quant.parts.Transform`."""
