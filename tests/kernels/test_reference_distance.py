@@ -60,6 +60,15 @@ def test_many_references(kind, k):
     np.testing.assert_allclose(kth_reference_distance(X, R, k), naive(X, R, k), rtol=1e-12)
 
 
+@pytest.mark.parametrize("n", [0, 1, 8, 9])
+def test_a_few_rows_are_scored_bit_for_bit_like_many(n):
+    rng = np.random.default_rng(n)
+    X, R = rng.normal(size=(200, 33)), rng.normal(size=(512, 33))
+    want = kth_reference_distance(X, R, 26)[:n]
+    np.testing.assert_array_equal(kth_reference_distance(X[:n], R, 26), want)
+    np.testing.assert_array_equal(kth_reference_distance(X[:n], np.asfortranarray(R), 26), want)
+
+
 def test_strided_tables_are_their_copies():
     wide = np.random.default_rng(0).normal(size=(120, 6))
     X, R = wide[::2, ::-2], wide[1::3, ::-2]

@@ -82,6 +82,17 @@ def test_hostile_values(X):
     check(X)
 
 
+@pytest.mark.parametrize("n", [0, 1, 8, 9])
+def test_a_few_rows_walk_bit_for_bit_like_many(n):
+    rng = np.random.default_rng(n)
+    X = rng.normal(size=(300, 5))
+    rows = np.stack([rng.choice(300, 64, replace=False) for _ in range(20)])
+    feature, threshold, leaf, _ = grow_trees(X, rows, 6, np.arange(20, dtype=np.uint64))
+    X[0, 0], X[1, 1] = np.inf, -np.inf
+    want = path_lengths(X, feature, threshold, leaf, 6)[:n]
+    np.testing.assert_array_equal(path_lengths(X[:n], feature, threshold, leaf, 6), want)
+
+
 def test_strided_tables_are_their_copies():
     wide = np.random.default_rng(2).normal(size=(96, 6))
     X = wide[::2, ::-2]

@@ -18,6 +18,7 @@ from skerry.kernels.threads import threads_for
 __all__ = ["kth_reference_distance", "reference_column_squares"]
 
 BLOCK = 128  # rows that share their work space
+FEW = 8  # rows that are not worth a second thread
 GROUP = 8  # distances of which the least stands for all
 
 
@@ -78,15 +79,21 @@ def _squares(X, i, transposed, out):
             out[r] += gap * gap
 
 
+@njit(cache=True, nogil=True)
+def _kth_of_rows(X, transposed, k, start, stop, out):
+    m = transposed.shape[1]
+    squared, least, kept = np.empty(m), np.empty(m), np.empty(m + 1)
+    for i in range(start, stop):
+        _squares(X, i, transposed, squared)
+        out[i] = np.sqrt(_kth(squared, k, least, kept))
+
+
 @njit(cache=True, parallel=True, nogil=True)
 def _kth_distance(X, transposed, k):
-    n, m = X.shape[0], transposed.shape[1]
+    n = X.shape[0]
     out = np.empty(n)
     for block in prange((n + BLOCK - 1) // BLOCK):
-        squared, least, kept = np.empty(m), np.empty(m), np.empty(m + 1)
-        for i in range(block * BLOCK, min(n, (block + 1) * BLOCK)):
-            _squares(X, i, transposed, squared)
-            out[i] = np.sqrt(_kth(squared, k, least, kept))
+        _kth_of_rows(X, transposed, k, block * BLOCK, min(n, (block + 1) * BLOCK), out)
     return out
 
 
@@ -121,11 +128,18 @@ def _column_squares(X, reference, transposed, k):
 def kth_reference_distance(X: NDArray[np.float64], reference: NDArray[np.float64], k: int) -> NDArray[np.float64]:
     """Return the Euclidean distance of each row of ``X`` (n, d) to its k-th nearest of ``reference`` (m, d).
 
+    A reference in Fortran's order is not copied, which counts where rows come one by one.
+
     >>> kth_reference_distance(np.array([[0.0]]), np.array([[3.0], [1.0], [2.0]]), 2)
     array([2.])
     """
+    X, transposed = np.ascontiguousarray(X), np.ascontiguousarray(reference.T)
+    if len(X) <= FEW:
+        out = np.empty(len(X))
+        _kth_of_rows(X, transposed, k, 0, len(X), out)
+        return out
     with threads_for(X.size * len(reference) / 4):  # four squares a step
-        return _kth_distance(np.ascontiguousarray(X), np.ascontiguousarray(reference.T), k)
+        return _kth_distance(X, transposed, k)
 
 
 def reference_column_squares(X: NDArray[np.float64], reference: NDArray[np.float64], k: int) -> NDArray[np.float64]:

@@ -20,6 +20,7 @@ from skerry.kernels.threads import threads_for
 __all__ = ["attribute_paths", "average_path_length", "grow_trees", "path_lengths"]
 
 BLOCK = 128
+FEW = 8  # rows that go down the trees one by one, without a block
 
 
 @njit(cache=True)
@@ -174,6 +175,22 @@ def _path_lengths(X, feature, threshold, leaf, depth):
     return out
 
 
+@njit(cache=True, nogil=True)
+def _path_lengths_of_few(X, feature, threshold, leaf, depth):
+    n = len(X)
+    n_trees, inner = feature.shape
+    out = np.empty(n)
+    for i in range(n):
+        total = 0.0
+        for t in range(n_trees):
+            node = 0
+            for _ in range(depth):
+                node = 2 * node + 1 + np.int64(X[i, feature[t, node]] > threshold[t, node])
+            total += leaf[t, node - inner]
+        out[i] = total / n_trees
+    return out
+
+
 @njit(cache=True, parallel=True, nogil=True)
 def _attribute_paths(X, feature, threshold, mean, depth):
     n, d = X.shape
@@ -240,8 +257,11 @@ def path_lengths(X: NDArray, feature: NDArray, threshold: NDArray, leaf: NDArray
     """Return the mean path length of each row of ``X`` (n, d), shape (n,).
 
     A block of rows lies transposed in the first-level cache and goes down a tree level by level, so that no row
-    waits for its own last step. Unsigned indices spare the test for negative ones.
+    waits for its own last step. Unsigned indices spare the test for negative ones. A few rows, as those of a stream,
+    are not worth a block or a second thread.
     """
+    if len(X) <= FEW:
+        return _path_lengths_of_few(_rows(X), feature, threshold, leaf, depth)
     with threads_for(len(X) * len(feature) * depth):
         return _path_lengths(_rows(X), feature, threshold, leaf, depth)
 

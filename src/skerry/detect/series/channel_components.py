@@ -103,14 +103,14 @@ class ChannelComponents(SeriesDetector):
         for start in range(0, len(views), BLOCK_STEPS):
             part = slice(start, start + BLOCK_STEPS)
             for j in range(views.shape[1]):
-                z = np.clip((views[part, j] - self.mean_[j]) * self.weight_[j], -FAR, FAR)
+                z = np.minimum(np.maximum((views[part, j] - self.mean_[j]) * self.weight_[j], -FAR), FAR)
                 y = z @ self.projection_[j]
                 out[part, j] = np.einsum("ij,ij->i", y, y)
         return out
 
     def _standardised(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
         z = (raw - self.location_) / self.scale_
-        return np.clip(z, 0.0, CLIP) + 1e-3 * np.log1p(np.maximum(z - CLIP, 0.0))
+        return np.minimum(np.maximum(z, 0.0), CLIP) + 1e-3 * np.log1p(np.maximum(z - CLIP, 0.0))
 
     def _begun(self, z: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return z of a series from its first step on, with the steps held that have no whole window before them."""
@@ -119,7 +119,7 @@ class ChannelComponents(SeriesDetector):
 
     @staticmethod
     def _together(z: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.sqrt(np.mean(z**2, axis=1))
+        return np.sqrt(np.add.reduce(z * z, axis=1) / z.shape[1])
 
     def _score(self, X: NDArray) -> NDArray[np.float64]:
         return self._together(self._begun(self._standardised(self._raw(self._views(X)))))
@@ -155,11 +155,15 @@ class ChannelComponents(SeriesDetector):
 
     def update(self, x: ArrayLike) -> float:
         """Return the score of the next step ``x`` of shape (c,)."""
-        x = self._check_step(x)
+        return self._update(self._check_step(x))
+
+    def _update(self, x: NDArray[np.float64]) -> float:
         x = forward_filled(x, self.recent_[-1] if len(self.recent_) else self.feature_medians_)
         past = self.recent_ if len(self.recent_) else np.repeat(x, self.window, axis=0)
         self.recent_ = np.concatenate([past[1:], x])
-        z = self._standardised(self._raw(self.recent_[::-1].T[None]))
+        window = np.minimum(np.maximum((self.recent_[::-1].T - self.mean_) * self.weight_, -FAR), FAR)
+        y = np.matmul(window[:, None], self.projection_)[:, 0]  # all channels in one call
+        z = self._standardised(np.add.reduce(y * y, axis=1)[None])
         if self.seen_ < self.window - 1:
             z, self.seen_ = np.minimum(z, UNSEEN), self.seen_ + 1
         return float(self._together(z)[0])

@@ -125,7 +125,7 @@ class Ensemble(SeriesDetector):
     def _standardised(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
         z = (raw - self.location_[:, None]) / self.scale_[:, None]
         excess = np.maximum(np.abs(z) - CLIP, 0.0)
-        return np.clip(z, -CLIP, CLIP) + np.sign(z) * 1e-3 * np.log1p(excess)
+        return np.minimum(np.maximum(z, -CLIP), CLIP) + np.sign(z) * 1e-3 * np.log1p(excess)
 
     def _score(self, X: NDArray) -> NDArray[np.float64]:
         shapes, switches = self._split(X)
@@ -162,9 +162,12 @@ class Ensemble(SeriesDetector):
         ParameterError
             If a member follows no stream.
         """
+        return self._update(self._check_step(x))
+
+    def _update(self, x: NDArray[np.float64]) -> float:
         self._check_following()
-        shapes, switches = self._split(self._check_step(x))
-        raw = np.array([[detector.update(shapes[0])] for detector in self.detectors_])
+        shapes, switches = self._split(x)
+        raw = np.array([[d._update(shapes) if hasattr(d, "_update") else d.update(shapes[0])] for d in self.detectors_])
         return float((self._standardised(raw).mean(axis=0) + self._switched(switches))[0])
 
     def update_many(self, X: ArrayLike) -> NDArray[np.float64]:

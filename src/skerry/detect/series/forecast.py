@@ -116,7 +116,7 @@ class Forecast(SeriesDetector):
         self.reset()
 
     def _standardised(self, filled: NDArray) -> NDArray[np.float64]:
-        return np.clip((filled - self.location_) / self.scale_, -1e6, 1e6)
+        return np.minimum(np.maximum((filled - self.location_) / self.scale_, -1e6), 1e6)
 
     def _blocks(self, z: NDArray):
         """Yield (steps, lagged values of shape (steps, c, lags), latest first)."""
@@ -193,7 +193,9 @@ class Forecast(SeriesDetector):
 
     def update(self, x: ArrayLike) -> float:
         """Return the score of the next step ``x`` of shape (c,)."""
-        x = self._check_step(x)
+        return self._update(self._check_step(x))
+
+    def _update(self, x: NDArray[np.float64]) -> float:
         filled = forward_filled(x, self.recent_[-1] if len(self.recent_) else self.feature_medians_)
         past = self.recent_ if len(self.recent_) else np.repeat(filled, self.lags, axis=0)
         recent = np.concatenate([past, filled])

@@ -131,7 +131,10 @@ class HalfSpaceTrees(SeriesDetector):
 
     def update(self, x: ArrayLike) -> float:
         """Return the score of the next step ``x`` of shape (c,)."""
-        return float(self._follow(self._check_step(x))[0])
+        return self._update(self._check_step(x))
+
+    def _update(self, x: NDArray[np.float64]) -> float:
+        return float(self._follow(x)[0])
 
     def update_many(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the scores of the next steps, ``X`` of shape (n, c): what ``update`` would say to each in turn."""

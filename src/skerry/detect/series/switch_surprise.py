@@ -100,4 +100,7 @@ class SwitchSurprise(SeriesDetector):
 
     def update(self, x: ArrayLike) -> float:
         """Return the score of the next step ``x`` of shape (c,)."""
-        return float(self._score(self._check_step(x))[0])
+        return self._update(self._check_step(x))
+
+    def _update(self, x: NDArray[np.float64]) -> float:
+        return float(self._score(x)[0])

@@ -70,7 +70,7 @@ class ReferenceNeighbours(Detector):
         spread = sample.std(axis=0)
         self.scale_ = np.where(spread > 0, spread, 1.0)
         kept = np.sort(rng.choice(len(rows), min(n, self.n_reference), replace=False))
-        self.reference_ = self._standard(sample[kept])
+        self.reference_ = np.asfortranarray(self._standard(sample[kept]))  # columns are what is read
         self.n_neighbors_ = max(1, round(self.share * len(kept)))
 
     def _standard(self, X: NDArray) -> NDArray[np.float64]:
