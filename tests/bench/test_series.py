@@ -156,7 +156,7 @@ def test_the_study(monkeypatch, tmp_path):
     monkeypatch.setattr(series, "METHODS", dict.fromkeys(names))
     monkeypatch.setattr(series, "_speed", lambda quick, seed: [])
     monkeypatch.setattr(series, "peer_methods", lambda: [Method("aeon LOF", tmp_path, "python", "", "not installed")])
-    monkeypatch.setenv("SKERRY_BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SKERRY_CACHE", str(tmp_path / "cache"))
     found = series.run(quick=False, data=tmp_path, seed=0, progress=lambda text: None)
     rows = {r["method"]: r for r in found["table"]}
     assert rows["aeon LOF"] == {"method": "aeon LOF", "series": 0, "remark": "not installed"}

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skerry.bench.quant_models import cache_folder
 from skerry.core.errors import DataError
-from skerry.core.files import atomic_write
+from skerry.core.files import atomic_write, cache_folder
 from skerry.deep.convnets import SmallCNN
 from skerry.deep.ddim import CosineSchedule, noise_loss
 from skerry.deep.dit import DiT

@@ -18,7 +18,7 @@ import torch
 from skerry.bench import dllm_grid as grid
 from skerry.bench.dllm_models import Settings, plant_massive, text_windows, train_model
 from skerry.bench.dllm_tasks import TASKS, questions, score_written, shakespeare
-from skerry.bench.quant_models import cache_folder
+from skerry.core.files import cache_folder
 from skerry.deep.masked_diffusion import MaskedDiffusionLM, corrupt
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from skerry.bench import dllm_tasks as tasks
-from skerry.bench.quant_models import cache_folder, windows
+from skerry.bench.quant_models import windows
+from skerry.core.files import cache_folder
 from skerry.deep.masked_diffusion import MaskedDiffusionLM, corrupt
 from skerry.deep.masked_sampling import loglikelihood
 from skerry.quant.engine import quantize_model

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from skerry.bench.dllm_tasks import LENGTH, MASK, PREFIX, practice, shakespeare
-from skerry.bench.quant_models import cache_folder, windows
-from skerry.core.files import atomic_write
+from skerry.bench.quant_models import windows
+from skerry.core.files import atomic_write, cache_folder
 from skerry.deep.masked_diffusion import MaskedDiffusionLM, diffusion_loss, next_token_loss
 
 __all__ = ["Settings", "plant_massive", "text_windows", "train_model"]

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from skerry.bench.quant_models import cache_folder, characters, loss_of, windows
+from skerry.bench.quant_models import characters, loss_of, windows
 from skerry.bench.quant_rows import Lab
-from skerry.core.files import atomic_write
+from skerry.core.files import atomic_write, cache_folder
 from skerry.quant.architectures.mamba import ARCHITECTURE
 from skerry.quant.architectures.mamba_block import SplitMambaMixer
 

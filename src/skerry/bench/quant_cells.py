@@ -3,7 +3,7 @@
 A subject is a model with its calibration rows and a way to judge it that gives one number an item (a window's loss, a
 sentence's mean change of similarity), so that two recipes are compared item by item. A cell is measured on one thread
 in processor seconds, which other work on the machine disturbs least, and written at once to a file of JSON lines
-(``SKERRY_BENCH_CACHE``, else ``~/.cache/skerry/bench``). It counts only while the subject, the recipe and the code of
+(``SKERRY_CACHE``, else ``~/.cache/skerry``). It counts only while the subject, the recipe and the code of
 the recipe's parts are those it was made with; half a line, as an interruption leaves it, counts as none.
 """
 
@@ -13,7 +13,6 @@ import copy
 import hashlib
 import importlib.util
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from skerry.core.errors import SkerryError
+from skerry.core.files import cache_folder
 from skerry.quant.api import use_kernels
 from skerry.quant.calibration import run_model
 from skerry.quant.comparison import stored_bytes
@@ -154,11 +154,11 @@ class Cells:
     name : str
         Of the file.
     folder : Path, optional
-        Default ``SKERRY_BENCH_CACHE`` or ``~/.cache/skerry/bench``.
+        Default ``bench`` in Skerry's cache folder.
     """
 
     def __init__(self, name: str, folder: Path | None = None) -> None:
-        folder = folder or Path(os.environ.get("SKERRY_BENCH_CACHE", Path.home() / ".cache" / "skerry" / "bench"))
+        folder = folder or cache_folder() / "bench"
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{name}.jsonl"
         self.known = {(line["key"], line["stamp"]): line["cell"] for line in _lines(self.path)}

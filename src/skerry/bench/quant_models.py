@@ -11,7 +11,6 @@ import copy
 import gzip
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from skerry.core.errors import DataError
-from skerry.core.files import atomic_write
+from skerry.core.files import atomic_write, cache_folder
 
-__all__ = ["CharModel", "cache_folder", "loss_of", "plant_outliers", "trained_char_model"]
+__all__ = ["CharModel", "loss_of", "plant_outliers", "trained_char_model"]
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,6 @@ class CharModel:
     batch: int = 24
     learning_rate: float = 1e-3
     seed: int = 0
-
-
-def cache_folder() -> Path:
-    """Return ``SKERRY_CACHE`` or ``~/.cache/skerry``."""
-    return Path(os.environ.get("SKERRY_CACHE", Path.home() / ".cache" / "skerry"))
 
 
 def characters(data: Path) -> tuple[Tensor, Tensor, list[str]]:

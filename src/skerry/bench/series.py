@@ -24,6 +24,7 @@ from skerry.bench.series_methods import DEFAULT, METHODS
 from skerry.bench.series_runs import AEON_PYTHON, Case, Method, Runs, our_methods, peer_methods
 from skerry.core.errors import DataError
 from skerry.core.events import AlarmRule, flag_runs
+from skerry.core.files import cache_folder
 from skerry.core.metrics import average_detection_delay, average_precision, roc_auc, vus_pr
 from skerry.data.series_sets import SERIES_GROUPS, LabelledSeries, labelled_series
 
@@ -141,12 +142,13 @@ def _mean(values: dict[str, float]) -> float:
 def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> dict[str, Any]:
     """Run the study."""
     methods = our_methods([m for m in METHODS if not quick or m in QUICK]) + ([] if quick else peer_methods())
-    keep = os.environ.get("SKERRY_BENCH_CACHE") or Path.home() / ".cache" / "skerry" / "bench"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cases, labels, one_class = _cases(data, folder, quick)
         empty = {key: nothing(label) for key, label in labels.items()}
-        runs = Runs(folder if quick else Path(keep) / "series", folder, 5.0 if quick else LIMIT, seed, progress)
+        runs = Runs(
+            folder if quick else cache_folder() / "bench" / "series", folder, 5.0 if quick else LIMIT, seed, progress
+        )
         if seconds := os.environ.get("SKERRY_BENCH_SECONDS"):
             runs.deadline = time.monotonic() + float(seconds)
 

@@ -1,7 +1,7 @@
 """Run methods on series in worker processes under a CPU limit, keep every result at once, go on after interruptions.
 
-A method's results lie in one file of JSON lines in the cache folder (``SKERRY_BENCH_CACHE``, else
-``~/.cache/skerry/bench``). A line counts only while the method's code or its package's version is the one it was
+A method's results lie in one file of JSON lines in the cache folder (``SKERRY_CACHE``, else
+``~/.cache/skerry``). A line counts only while the method's code or its package's version is the one it was
 made with; half a line, as an interruption leaves it, counts as none.
 """
 

@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from skerry.core.errors import DataError, ParameterError, nearest
-from skerry.core.files import atomic_write
+from skerry.core.files import atomic_write, cache_folder
 
 __all__ = [
     "SETTINGS",
     "VARIANTS",
     "Job",
-    "cache_folder",
+    "lab_folder",
     "jobs",
     "kept",
     "load_model",
@@ -195,10 +194,9 @@ def plan_jobs(plan: Mapping[str, Mapping[str, int]], seed: int, seeds: int | Non
     return found
 
 
-def cache_folder(cache: Path | None) -> Path:
-    """Return the folder of trained runs: the given one, or ``skerry/lab`` in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return cache if cache is not None else Path(home) / "skerry" / "lab"
+def lab_folder(cache: Path | None) -> Path:
+    """Return the folder of trained runs: the given one, or ``lab`` in Skerry's cache folder."""
+    return cache if cache is not None else cache_folder() / "lab"
 
 
 @lru_cache(maxsize=4)
@@ -267,7 +265,7 @@ def train_all(
     wanted : sequence of Job
     data : Path
     cache : Path, optional
-        See :func:`cache_folder`.
+        See :func:`lab_folder`.
     device : str, default "cpu"
     budget : float, optional
         Seconds for all that is left to train. Each run gets an equal share, and one that outlasts it stops at a
@@ -278,7 +276,7 @@ def train_all(
     """
     from joblib import Parallel, delayed
 
-    root = cache_folder(cache)
+    root = lab_folder(cache)
     missing = [job for job in wanted if _state(root, job)["steps"] < job.config.steps]
     if missing:
         progress(f"{len(missing)} of {len(wanted)} runs to train; the rest is in the cache {root}")

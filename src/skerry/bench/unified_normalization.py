@@ -134,10 +134,10 @@ def run(
 def _train(job: tuple[str, str, int, bool], data: Path, shape: dict[str, int], trace: bool) -> dict[str, Any]:
     """Train a job, or return what the cache of runs holds of it."""
     from skerry.bench import unified_normalization_runs as parts
-    from skerry.bench.train_runs import cache_folder, kept
+    from skerry.bench.train_runs import kept, lab_folder
 
     text = json.dumps([_FORMAT, job, shape, trace, str(data.resolve())])
-    folder = cache_folder(None)
+    folder = lab_folder(None)
     folder.mkdir(parents=True, exist_ok=True)
     setting, name, seed, planted = job
     return kept(

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: write beside, then rename."""
+"""Files that are either whole or not there (write beside, then rename), and where those that may go are kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,21 @@ from typing import BinaryIO
 
 from skerry.core.errors import DataError
 
-__all__ = ["atomic_write"]
+__all__ = ["atomic_write", "cache_folder"]
+
+
+def cache_folder() -> Path:
+    """Return where Skerry keeps what can be made again: ``SKERRY_CACHE``, else ``skerry`` in the user's cache.
+
+    The user's cache is ``XDG_CACHE_HOME``, else ``~/.cache``. The folder need not exist.
+
+    Examples
+    --------
+    >>> cache_folder().is_absolute() or "SKERRY_CACHE" in os.environ
+    True
+    """
+    own = os.environ.get("SKERRY_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skerry"
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from skerry.core.errors import ModelError, ParameterError
-from skerry.core.files import atomic_write
+from skerry.core.files import atomic_write, cache_folder
 from skerry.quant.activation import TokenDynamic
 from skerry.quant.formats.mixed_decomposition import MixedInt8, OutlierSplit
 from skerry.quant.numerics import AffineGrid, IntTensor
@@ -110,8 +109,8 @@ class CostTable:
 
 
 def cost_path() -> Path:
-    """Return where the table of this machine is kept: ``SKERRY_CACHE`` or ``~/.cache/skerry``, ``quant-costs.json``."""
-    return Path(os.environ.get("SKERRY_CACHE", Path.home() / ".cache" / "skerry")) / "quant-costs.json"
+    """Return where the table of this machine is kept: ``quant-costs.json`` in Skerry's cache folder."""
+    return cache_folder() / "quant-costs.json"
 
 
 def choose(solved: Solved, activation: Any, *, tokens: int | None = None, table: CostTable | None = None) -> Any:

@@ -10,7 +10,6 @@ counts only if ``F`` maps [0, 1], where every normalised spectrum lies, into [0,
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import least_squares
 
 from skerry.core.errors import DataError, ParameterError
-from skerry.core.files import atomic_write
+from skerry.core.files import atomic_write, cache_folder
 
 __all__ = ["OBJECTIVES", "Error", "error", "fit", "spectrum"]
 
@@ -289,8 +288,7 @@ def _cache_file(cache: str | Path | None) -> Path | None:
         return None
     if str(cache) != "auto":
         return Path(cache)
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(home) / "skerry" / "adanewton.json"
+    return cache_folder() / "adanewton.json"
 
 
 def _load(path: Path | None) -> dict[str, Triple]:
