@@ -18,7 +18,7 @@ from skerry.quant.engine import output_of
 from skerry.quant.linear import QuantizedLinear
 from skerry.quant.numerics import signal_to_noise
 
-__all__ = ["Comparison", "compare", "language_loss"]
+__all__ = ["Comparison", "clipped_shares", "compare", "language_loss"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,9 @@ class Comparison:
     ----------
     loss, quantized_loss : float
         Mean next-token loss in nats (or the given score); NaN if the batches carry no tokens.
+    divergence : float
+        Mean over positions of the Kullback-Leibler divergence from the float model's distribution to the quantized
+        one's, nats: zero only for equal outputs, where a loss may fall by chance. NaN for models without logits.
     agreement : float
         Share of positions whose largest output is the same.
     signal_to_noise : float
@@ -39,10 +42,13 @@ class Comparison:
         Tokens (or samples) of the batches a second, best of the repetitions, both models in turns.
     layers : dict of str to float
         Signal to noise of every quantized layer's output, decibels, on its own inputs in the quantized model's place.
+    clipped : dict of str to float
+        Of layers whose inputs have calibrated ranges, the share of live values that these cut off.
     """
 
     loss: float
     quantized_loss: float
+    divergence: float
     agreement: float
     signal_to_noise: float
     nbytes: int
@@ -50,6 +56,7 @@ class Comparison:
     items_per_second: float
     quantized_items_per_second: float
     layers: Mapping[str, float] = field(default_factory=dict)
+    clipped: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def perplexity(self) -> float:
@@ -65,7 +72,12 @@ class Comparison:
         lines = [f"output {self.signal_to_noise:.1f} dB, agreement {self.agreement:.1%}"]
         if not math.isnan(self.loss):
             lines.append(f"loss {self.loss:.4f} -> {self.quantized_loss:.4f} ({self.quantized_loss - self.loss:+.4f})")
+        if not math.isnan(self.divergence):
+            lines.append(f"divergence {self.divergence:.4f} nats")
         lines.append(f"{self.nbytes / 2**20:,.1f} -> {self.quantized_nbytes / 2**20:,.1f} MiB")
+        if self.clipped:
+            worst = max(self.clipped, key=lambda name: self.clipped[name])
+            lines.append(f"at most {self.clipped[worst]:.2%} of a layer's inputs are clipped ({worst})")
         lines.append(f"{self.items_per_second:,.0f} -> {self.quantized_items_per_second:,.0f} tokens per second")
         return "\n".join(lines)
 
@@ -99,22 +111,25 @@ def compare(
     """
     batches = as_batches(batches)
     score = score or language_loss
-    signal = noise = same = places = 0.0
+    signal = noise = same = places = apart = 0.0
     losses: list[tuple[float, float]] = []
     for batch in batches:
-        exact, rounded = output_of(run_model(model, batch)).float(), output_of(run_model(quantized, batch)).float()
+        output = run_model(model, batch)
+        exact, rounded = output_of(output).float(), output_of(run_model(quantized, batch)).float()
         if exact.shape != rounded.shape:
             raise DataError(f"the models' outputs differ in shape: {tuple(exact.shape)} and {tuple(rounded.shape)}")
         signal += float((exact * exact).sum(dtype=torch.float64))
         noise += float(((exact - rounded) ** 2).sum(dtype=torch.float64))
         same += float((exact.argmax(-1) == rounded.argmax(-1)).sum())
         places += exact[..., 0].numel()
+        apart += _divergence(exact, rounded) if _has_logits(output, batch) else math.nan
         losses.append((score(model, batch), score(quantized, batch)))
     seconds = [_seconds(m, batches, repetitions) for m in (model, quantized)]
     items = sum(_items(batch) for batch in batches)
     return Comparison(
         loss=sum(a for a, _ in losses) / len(losses),
         quantized_loss=sum(b for _, b in losses) / len(losses),
+        divergence=apart / max(places, 1.0),
         agreement=same / max(places, 1.0),
         signal_to_noise=math.inf if noise == 0.0 else 10.0 * math.log10(signal / noise),
         nbytes=stored_bytes(model),
@@ -122,6 +137,7 @@ def compare(
         items_per_second=items / seconds[0],
         quantized_items_per_second=items / seconds[1],
         layers=_layer_noise(model, quantized, batches[0]),
+        clipped=clipped_shares(quantized, batches),
     )
 
 
@@ -132,7 +148,7 @@ def language_loss(model: nn.Module, batch: Any) -> float:
     if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point() or tokens.shape[1] < 2:
         return math.nan
     logits = output_of(run_model(model, batch))
-    if logits.ndim != 3 or logits.shape[:2] != tokens.shape or int(tokens.max()) >= logits.shape[-1]:
+    if not _next_tokens(logits, tokens):
         return math.nan
     wanted = tokens[:, 1:]
     loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), wanted.flatten(), reduction="none")
@@ -141,6 +157,27 @@ def language_loss(model: nn.Module, batch: Any) -> float:
         kept = mask[:, 1:].flatten().bool()
         return float(loss[kept].mean())
     return float(loss.mean())
+
+
+def _next_tokens(logits: Tensor, tokens: Tensor) -> bool:
+    return logits.ndim == 3 and logits.shape[:2] == tokens.shape and int(tokens.max()) < logits.shape[-1]
+
+
+def _has_logits(output: Any, batch: Any) -> bool:
+    if getattr(output, "logits", None) is not None:
+        return True
+    tokens = batch.get("input_ids") if isinstance(batch, Mapping) else batch
+    whole = isinstance(tokens, Tensor) and tokens.ndim == 2 and not tokens.is_floating_point()
+    return isinstance(output, Tensor) and whole and _next_tokens(output, tokens)
+
+
+def _divergence(exact: Tensor, rounded: Tensor) -> float:
+    """Return the sum over positions of the divergence between two tensors of logits."""
+    total = 0.0
+    for a, b in zip(exact.flatten(0, -2).split(1024), rounded.flatten(0, -2).split(1024), strict=True):
+        p, q = (torch.log_softmax(x.double(), -1) for x in (a, b))
+        total += float((p.exp() * (p - q)).sum())
+    return max(total, 0.0)  # rounding may leave a little below it
 
 
 def stored_bytes(model: nn.Module) -> int:
@@ -156,6 +193,39 @@ def stored_bytes(model: nn.Module) -> int:
             bias = 0 if module.bias is None else module.bias.numel() * module.bias.element_size()
             total += module.nbytes - bias
     return total
+
+
+@torch.no_grad()
+def clipped_shares(quantized: nn.Module, batches: Any) -> dict[str, float]:
+    """Return, for every layer whose inputs have calibrated ranges, the share of live values that these cut off.
+
+    Parameters
+    ----------
+    quantized : Module
+    batches : Tensor, mapping or list of them
+    """
+    layers = [(n, m) for n, m in quantized.named_modules() if isinstance(m, QuantizedLinear)]
+    layers = [(n, m) for n, m in layers if hasattr(m.activation, "clipped")]
+    if not layers:
+        return {}
+    counts = {name: [0, 0] for name, _ in layers}
+
+    def count(name: str, layer: QuantizedLinear, module: nn.Module, inputs: tuple) -> None:
+        x = inputs[0]
+        for change in layer.before:
+            x = change(x)
+        outside = layer.activation.clipped(x)  # type: ignore[union-attr]
+        counts[name][0] += int(outside.sum())
+        counts[name][1] += outside.numel()
+
+    handles = [layer.register_forward_pre_hook(partial(count, name, layer)) for name, layer in layers]
+    try:
+        for batch in as_batches(batches):
+            run_model(quantized, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: cut / total for name, (cut, total) in counts.items() if total}
 
 
 def _layer_noise(model: nn.Module, quantized: nn.Module, batch: Any) -> dict[str, float]:

@@ -12,6 +12,7 @@ NAMES = {
     "QuantEase": "skerry.quant.solvers.quantease",
     "GPTQ": "skerry.quant.solvers.gptq",
     "RTN": "skerry.quant.solvers.rtn",
+    "RoundedInputs": "skerry.quant.solvers.rounded_inputs",
     "StaticColumns": "skerry.quant.solvers.static_columns",
 }
 __getattr__, __dir__, __all__ = lazy_package(__name__, NAMES)

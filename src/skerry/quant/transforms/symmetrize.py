@@ -33,7 +33,8 @@ class Symmetrize:
     Parameters
     ----------
     rms : {"bias", "drop"}, default "bias"
-        Give an RMSNorm a bias, or leave groups behind one alone.
+        Give an RMSNorm a bias, or leave groups behind one alone: the older release, which folds the norm's gain into
+        the weights then; :class:`PreDequant` gives the same whether it is folded or not.
     minimum : float in [0, 1], default 0.0
         Shift only channels whose absolute shift is at least this share of the largest one.
 
@@ -84,7 +85,7 @@ class PreDequant:
     Raises
     ------
     ParameterError
-        For another range or bits outside 2 to 8.
+        For another range or bits outside 2 to 16.
     """
 
     bits: int = 8
@@ -95,8 +96,8 @@ class PreDequant:
     def __post_init__(self) -> None:
         if self.range not in ("absmax", "mse"):
             raise ParameterError(f"range must be 'absmax' or 'mse', got {self.range!r}")
-        if not 2 <= self.bits <= 8:
-            raise ParameterError(f"bits must be 2 to 8, got {self.bits}")
+        if not 2 <= self.bits <= 16:
+            raise ParameterError(f"bits must be 2 to 16, got {self.bits}")
 
     def apply(self, group: Group, statistics: LayerStatistics, context: GroupContext) -> Mapping[str, Any]:
         """Fold one group's steps; see :class:`~skerry.quant.parts.Transform`."""
