@@ -35,7 +35,8 @@ def words(documents):
     return WordTokenizer([d.text for d in documents])
 
 
-def test_quick_path(monkeypatch):
+def test_quick_path_and_its_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setitem(study.SIZES, "quick", TINY)
     result = study.run(True, Path(), 0, lambda text: None)
     names = [r["training set"] for r in result["table"]]
@@ -47,6 +48,9 @@ def test_quick_path(monkeypatch):
     assert all(r["of clean documents"] == 0 for (_, f), r in dropped.items() if f == study.CONSISTENCY)
     damage = {r["training set"]: r for r in result["tables"]["Realised damage"]}
     assert damage[study.CLEAN]["inconsistent_lines"] == 0 < damage["dynamic 0.3, all"]["inconsistent_lines"]
+    monkeypatch.setattr(study, "_train", None)  # nothing is trained a second time
+    again = study.run(True, Path(), 0, lambda text: None)
+    assert again["table"] == result["table"] and again["tables"] == result["tables"]
 
 
 def test_test_questions_are_in_no_training_set():

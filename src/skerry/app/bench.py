@@ -37,6 +37,7 @@ def run(
     budget: Annotated[str | None, typer.Option(help="Time for training, such as 25m; what is cut goes on.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, or auto for a GPU.")] = None,
     encoder: Annotated[str | None, typer.Option(help="Themis: a file or folder of an encoder.")] = None,
+    model: Annotated[str | None, typer.Option(help="tint-noise: a folder of a language model to fine-tune.")] = None,
 ) -> None:
     """Run a study beside its peers. Example: `skerry bench run outrank --quick`.
 
@@ -45,7 +46,7 @@ def run(
     from skerry.bench.runner import plain, run_study, to_markdown
 
     given = {"preset": preset, "variants": variants, "seeds": seeds, "budget": budget, "device": device}
-    given["encoder"] = encoder
+    given |= {"encoder": encoder, "model": model}
     options = {k: v for k, v in given.items() if v is not None}
 
     def say(text: str) -> None:

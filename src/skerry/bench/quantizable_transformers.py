@@ -126,9 +126,11 @@ def _expectations(parts: dict[str, dict], tables: Any) -> list[tuple]:
     for setting, told in (("masked", "Encoder"), ("images", "Images")):
         b = parts.get(setting)
         for name in ("Adam, gate", "Adam, clip") if b else ():
-            short = f"{told}: {{}} of the {name.removeprefix('Adam, ')} to softmax's, below 1"
+            short = name.removeprefix("Adam, ")
             rows += [
-                tables.expected(short.format(key), ratio(b, name, key), lambda v: v < 1)
-                for key in ("max inf norm", "W4A4 t")
-            ]
+                tables.expected(f"{told}: max inf norm of the {short} to softmax's, below 1",
+                                ratio(b, name, "max inf norm"), lambda v: v < 1),
+                tables.expected(f"{told}: the {short} loses no more than softmax at W4A4 per tensor (nats)",
+                                tables.mean(b, name, "W4A4 t") - tables.mean(b, "Adam", "W4A4 t"), lambda v: v <= 0),
+            ]  # fmt: skip
     return rows

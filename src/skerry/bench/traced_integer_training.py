@@ -6,9 +6,10 @@ and line end, so that digits are never merged.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -298,13 +299,17 @@ def _greedy(model: nn.Module, prompts: list[list[int]], room: int, end: int) -> 
     for i, p in enumerate(prompts):
         tokens[i, : len(p)] = torch.tensor(p)
     caches = [[] for _ in model.blocks] if isinstance(model, Decoder) else None
+    kept = _own_cache(model) if caches is None else None
     done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     first = int(lengths.min())
     for at in range(first, longest + room):
-        if caches is None:
-            logits = _logits(model, tokens[:, :at])
+        unread = tokens[:, :at] if at == first else tokens[:, at - 1 : at]
+        if caches is not None:
+            logits = model(unread, caches)
+        elif kept is not None:
+            logits = model(input_ids=unread, use_cache=True, **kept).logits
         else:
-            logits = model(tokens[:, :at] if at == first else tokens[:, at - 1 : at], caches)
+            logits = _logits(model, tokens[:, :at])
         own = at >= lengths
         tokens[:, at] = torch.where(own & ~done, logits[:, -1].argmax(-1), tokens[:, at])
         done |= own & (tokens[:, at] == end)
@@ -316,6 +321,16 @@ def _greedy(model: nn.Module, prompts: list[list[int]], room: int, end: int) -> 
         new = row[n : n + room]
         found.append(new[: new.index(end)] if end in new else new)
     return found
+
+
+def _own_cache(model: nn.Module) -> dict[str, Any] | None:
+    """Return an empty cache under the name by which a model of ``transformers`` takes it; None for any other."""
+    if not hasattr(model, "generate"):
+        return None
+    from transformers import DynamicCache
+
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    return {name: DynamicCache()}  # filled in place
 
 
 @torch.no_grad()

@@ -22,9 +22,7 @@ _BYTES = (
     "Adam; OSP; Muon; ROOT; Adam, gate; Adam, clip; Adam, lr 1e-2; Adam, lr 5e-4; Adam, LayerNorm; Adam, SSNorm; Adam, "
     "GatedNorm; Adam, PreAffine"
 ).split("; ")
-# Preset to setting to variant to the number of seeds. On one core at 2.5 GHz a run takes about 2 minutes of CPU on
-# Backcopy, 1.5 on bytes, plain or masked, and 3 on images, so that cpu takes 130, bytes 55 and encoders 40; twice as
-# long where two processes share a core.
+# Preset to setting to variant to the number of seeds.
 PRESETS: dict[str, dict[str, dict[str, int]]] = {
     "cpu-quick": {"backcopy": dict.fromkeys(("Adam", "OSP", "Adam, gate", "SGD"), 1)},
     "cpu": {
@@ -64,7 +62,8 @@ def run(
 
     if preset not in PRESETS:
         raise ParameterError(f"unknown preset {preset!r}: {nearest(preset, PRESETS)}")
-    plan = PRESETS["cpu-quick" if quick else preset]
+    plan = PRESETS["cpu-quick" if quick and preset == "cpu" else preset]
+    seeds = 1 if quick and seeds is None else seeds
     if variants is not None:
         names = [v.strip() for v in variants.split(";") if v.strip()]
         plan = {setting: {v: max(of.values()) for v in names} for setting, of in plan.items()}
@@ -197,8 +196,8 @@ def _expectations(by_setting: dict[str, dict]) -> list[tuple]:
             rows += [
                 expected(f"{said}, loss within 0.05 nats", mean(c, variant, "loss") - mean(c, "Adam", "loss"),
                          lambda v: abs(v) < 0.05),
-                expected(f"{said}, nats lost at W4A4 per tensor, below 1",
-                         mean(c, variant, "W4A4 t") / mean(c, "Adam", "W4A4 t"), lambda v: v < 1),
+                expected(f"{said}, loses no more at W4A4 per tensor (nats)",
+                         mean(c, variant, "W4A4 t") - mean(c, "Adam", "W4A4 t"), lambda v: v <= 0),
             ]  # fmt: skip
     return rows
 
