@@ -53,6 +53,7 @@ STUDIES: dict[str, str] = {
     "optimizer-step": "seconds of a step of Muon and ROOT beside AdamW and their matrix products",
     "root-optimizer": "ROOT beside Muon and AdamW: exactness, cost, heavy-tailed gradients",
     "series": "every series detector beside those of PyOD, aeon and stumpy",
+    "series-speed": "seconds and memory of series: matrix profile, default, streams, a month of seconds",
     "tabular": "accuracy of the default and of every detector beside PyOD",
     "tabular-apart": "accuracy on tables that had no part in the choice of the default",
     "tabular-stream": "tables larger than memory, beside the bare time of reading them",
