@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["detect_series"]
 
+MANY = 50  # events beyond which a person is told how to have fewer
+
 
 def detect_series(
     path: str,
@@ -121,6 +123,11 @@ def _print(findings: SeriesFindings, explain: bool) -> None:
         console.print(table)
         if len(findings.events) < findings.n_events:
             console.print(f"... and {findings.n_events - len(findings.events):,} more", style="dim")
+    if findings.n_events > MANY:
+        console.print(
+            "many to read: --threshold extreme:1e-5 keeps the rarest, --cooldown N is silent for N steps after each",
+            style="dim",
+        )
     if findings.metrics:
         m = findings.metrics
         console.print(f"AUROC {m['auroc']:.4f}   average precision {m['average_precision']:.4f}")

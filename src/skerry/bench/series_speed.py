@@ -302,8 +302,8 @@ def _claim(profile: dict[str, Any], whole: list[dict], rates: list[dict], month:
     if isinstance(theirs := profile.get("stumpy CPU s"), float):
         ours = profile["skerry CPU s"]
         words.append(
-            f"The matrix profile of {profile['steps']:,} steps takes {ours:.3g} CPU s, {profile['skerry wall s']:.3g} "
-            f"wall; stumpy {theirs:.3g} and {profile['stumpy wall s']:.3g}."
+            f"The matrix profile of {profile['steps']:,} steps takes {ours:.3g} CPU s "
+            f"({profile['skerry wall s']:.3g} wall), stumpy {theirs:.3g} ({profile['stumpy wall s']:.3g})."
         )
     widest = max((r for r in whole if r["method"].startswith("skerry")), key=lambda r: r["channels"] * r["steps"])
     words.append(

@@ -77,7 +77,7 @@ class SeriesFrame:
         """Return the stamp of a step in words, in ``time_zone`` where it is known."""
         value = self.time[step]
         if self.time.dtype.kind != "M":
-            return f"{value:g}"
+            return f"{value:.15g}"
         moment = value.astype("datetime64[us]").item()
         if isinstance(moment, int):  # beyond the year 9999
             return str(value)

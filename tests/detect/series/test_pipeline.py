@@ -68,6 +68,21 @@ def test_the_alarm_rule_and_top_count(pumps):
     assert len(find_events(south, detector="forecast", threshold="contamination:0.05", top=2).events) == 2
 
 
+@pytest.mark.parametrize("detector", ["ensemble", "forecast"])
+def test_the_top_events_are_those_of_the_whole_list_and_explained_as_in_the_whole_series(pumps, detector):
+    south = pumps.filter(pl.col("pump") == "south").drop("pump", "y")
+    south = south.with_columns(load=pl.when(pl.int_range(pl.len()) % 90 < 3).then(None).otherwise(pl.col("load")))
+    options = {"detector": detector, "threshold": "contamination:0.3", "alarm": AlarmRule()}
+    every = find_events(south, **options)  # so many that the whole series is explained at once
+    few = find_events(south, **options, top=3)  # from what each looks back to
+    assert every.n_events == few.n_events > 28
+    assert [e.start for e in few.events] == [e.start for e in every.events[:3]]
+    for a, b in zip(few.events, every.events[:3], strict=True):
+        assert a.reasons == b.reasons
+        assert a.blame == pytest.approx(b.blame, abs=2e-4)
+        assert (a.score, a.p_value) == (b.score, b.p_value)
+
+
 def test_learning_from_the_first_share_does_not_see_the_event(pumps):
     south = pumps.filter(pl.col("pump") == "south").drop("pump", "y")
     found = find_events(south, detector="forecast", train_share=0.5)

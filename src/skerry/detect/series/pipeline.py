@@ -18,7 +18,7 @@ from skerry.core.errors import DataError, ParameterError, nearest
 from skerry.core.events import AlarmRule, Event
 from skerry.core.files import atomic_write
 from skerry.core.metrics import average_precision, roc_auc
-from skerry.core.series_detector import SeriesDetector
+from skerry.core.series_detector import SeriesDetector, forward_filled
 from skerry.core.series_findings import ScoredSeries, SeriesEvent, SeriesFindings
 from skerry.core.threshold import Threshold, conformal_p_value
 from skerry.data.series import SeriesFrame, read_series
@@ -142,7 +142,7 @@ def find_events(
                 learner.keep(frame, fitted)
         else:
             fitted, scores = model.match(frame)[0], model.anomaly_score(frame)
-        scored, events, ranked = _one(frame, fitted, scores, alarm, explain)
+        scored, events, ranked = _one(frame, fitted, scores, alarm, explain, top)
         series.append(scored)
         every.append(events)
         found += ranked
@@ -164,7 +164,7 @@ def find_events(
         detector=type(template).__name__,
         threshold_rule=str(threshold if model is None else model.threshold),
         seconds=clock.perf_counter() - started,
-        n_events=len(found),
+        n_events=sum(map(len, every)),
         events=[event for _, event in found[:top]],
         series=series,
         metrics=metrics,
@@ -219,26 +219,34 @@ def _fit_score(model: SeriesDetector, frame: SeriesFrame, train_share: float | N
 
 
 def _one(
-    frame: SeriesFrame, model: SeriesDetector, scores: NDArray[np.float64], alarm: AlarmRule, explain: bool
+    frame: SeriesFrame,
+    model: SeriesDetector,
+    scores: NDArray[np.float64],
+    alarm: AlarmRule,
+    explain: bool,
+    top: int | None,
 ) -> tuple[ScoredSeries, list[Event], list[tuple[float, SeriesEvent]]]:
+    """Return the series with its scores, all its events, and the ``top`` ones with rank and reasons, in order."""
     X = frame.values
     flags, cuts = model.decide(scores)
     events = alarm.events(flags, scores)
-    blame = model.explain(X) if explain and events else None
+    spread = max(float(np.std(model.reference_scores_)), 1e-12)
+    rank = [(event.score - max(cuts[event.peak], scores.min())) / spread for event in events]
+    told = sorted(sorted(range(len(events)), key=lambda i: -rank[i])[:top])
+    kept = [events[i] for i in told]
+    blame = _explained(model, X, [event.peak for event in kept]) if explain and kept else None
     usual = None
     if blame is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a channel without any value
             usual = np.nanquantile(X, [0.05, 0.95], axis=0)
-    looks = resemblances(frame, model, events, blame)
-    p_values = _p_values(model, scores, events)
-    spread = max(float(np.std(model.reference_scores_)), 1e-12)
+    looks = resemblances(frame, model, kept, blame)
     ranked = []
-    for event, p in zip(events, p_values, strict=True):
+    for i, event, p in zip(told, kept, _p_values(model, scores, kept), strict=True):
         reasons, shares = ((), {}) if blame is None else blame_of(frame, event.peak, blame[event.peak], usual)
         ranked.append(
             (
-                (event.score - max(cuts[event.peak], scores.min())) / spread,
+                rank[i],
                 SeriesEvent(
                     series=frame.name,
                     start=event.start,
@@ -263,6 +271,22 @@ def _one(
     elif np.ptp(cuts[np.isfinite(cuts)]) > 0:
         notes.append(f"the threshold moves with the scores; the one shown, {cut:.4g}, is its median")
     return ScoredSeries(frame.name, labels, X, frame.channels, scores, flags, cut, notes), events, ranked
+
+
+def _explained(model: SeriesDetector, X: NDArray, steps: list[int]) -> dict[int, NDArray[np.float64]]:
+    """Return the parts (c,) of each of these steps, from what it looks back to where that is the shorter way."""
+    reach = model.reach
+    if reach is None or len(steps) * (reach + 1) >= len(X):
+        parts = model.explain(X)
+        return {step: parts[step] for step in steps}
+    filled = forward_filled(X, model.feature_medians_)
+    found = {}
+    for step in steps:
+        first = max(0, step - max(1, reach))
+        piece = X[first : step + 1].copy()
+        piece[0] = filled[first]
+        found[step] = model.explain(piece)[-1]
+    return found
 
 
 def _too_few(model: SeriesDetector) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ PICTURES = 10  # of one series; a matrix holds the square of a window's steps
 
 
 def resemblances(
-    frame: SeriesFrame, model: SeriesDetector, events: Sequence[Event], blame: NDArray[np.float64] | None
+    frame: SeriesFrame, model: SeriesDetector, events: Sequence[Event], blame: Mapping[int, NDArray[np.float64]] | None
 ) -> dict[int, Similarity]:
     """Return the matrix around the peak of each of the ten highest events, by peak, in the channel most to blame.
 
@@ -29,8 +29,8 @@ def resemblances(
         Fitted; without a method ``similarity`` (only :class:`~skerry.detect.series.themis.Themis` has one) nothing is
         returned.
     events : sequence of Event
-    blame : ndarray of shape (T, c) or None
-        What ``explain`` said; None, and nothing is returned.
+    blame : mapping of int to ndarray of shape (c,), or None
+        What ``explain`` said of the peaks; None, and nothing is returned.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def resemblances(
     >>> x = np.sin(np.arange(300) / 6)
     >>> frame = read_series(pl.DataFrame({"x": x}), time=False)[0]
     >>> model = Themis(window=100).fit(frame.values)
-    >>> look = resemblances(frame, model, [Event(120, 124, 121, 9.0)], model.explain(frame.values))[121]
+    >>> look = resemblances(frame, model, [Event(120, 124, 121, 9.0)], {121: np.ones(1)})[121]
     >>> look.channel, look.start, look.values.shape
     ('x', 71, (100, 100))
     """
@@ -48,7 +48,7 @@ def resemblances(
         return {}
     out = {}
     for event in sorted(events, key=lambda e: -e.score)[:PICTURES]:
-        channel = int(model.channels_[np.argmax(blame[event.peak, model.channels_])])
+        channel = int(model.channels_[np.argmax(blame[event.peak][model.channels_])])
         start, S = model.similarity(frame.values, at=event.peak, channel=channel)
         last = start + len(S) - 1
         square = S[:, : len(S)].astype(np.float32)
