@@ -47,11 +47,12 @@ def test_the_data_of_the_zoom_are_those_of_the_series(found):
     page = render_series_report(found)
     data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.DOTALL).group(1))
     series = found.series[0]
-    low, high = envelope(series.scores, len(data["panels"][-1][0]))
-    top, bottom = max(high.max(), series.threshold), min(low.min(), series.threshold)
-    np.testing.assert_allclose(
-        np.array(data["panels"][-1][1]) / LEVELS * (top - bottom) + bottom, high, atol=(top - bottom) / LEVELS
-    )
+    lows, highs, bottom, span = data["panels"][-1]
+    low, high = envelope(series.scores, len(lows))
+    assert bottom == pytest.approx(min(low.min(), series.threshold), rel=1e-5)
+    assert bottom + span == pytest.approx(max(high.max(), series.threshold), rel=1e-5)
+    assert (len(lows), highs) == (3_000, 0)  # every step is a point: one list is enough
+    np.testing.assert_allclose(np.array(lows) / LEVELS * span + bottom, high, atol=span / LEVELS)
     assert data["events"] == [[e.start, e.stop] for e in found.events]
     assert data["n"] == 3_000
     assert len(data["labels"]) == 201

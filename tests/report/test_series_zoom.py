@@ -59,6 +59,11 @@ def found():
 
 @pytest.fixture(scope="module")
 def seen(found):
+    return looks(found)
+
+
+def looks(found):
+    """Run the script of the page; return what is seen after each act."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("no node on this machine to run the script of the page")
@@ -114,6 +119,40 @@ def test_the_link_of_an_event_shows_it(seen, found):
     assert last - first < N / 5
     bands = [(x, width) for x, width in seen["event"]["bands"] if width > 0]
     assert any(x > 100 and width > 20 for x, width in bands)  # in the middle, and wider than before
+
+
+def test_a_moment_pointed_at_tells_its_stamp_and_values(seen, found):
+    series, whole, pointed = found.series[0], seen["whole"], seen["pointed"]
+    step = int(0.4567 * N)
+    assert pointed["at"] == str(step)
+    shown = [float(text) for text in pointed["ranges"]]
+    columns = [*sorted(series.channels, key=lambda c: -_blame(found, c)), None]
+    for value, name in zip(shown, columns, strict=True):
+        x = series.scores if name is None else series.values[:, series.channels.index(name)]
+        assert value == pytest.approx(x[step], abs=1e-3 * np.ptp(x[np.isfinite(x)]))
+    assert "missing" in seen["pointed at a gap"]["ranges"]
+    for name in ("whole", "left", "event"):
+        assert seen[name]["at"] == ""
+        assert seen[name]["ranges"] == whole["ranges"]
+
+
+def _blame(found, channel):
+    return np.mean([e.blame.get(channel, 0.0) for e in found.events])
+
+
+@pytest.mark.parametrize(("unit", "tail"), [("1m", " UTC"), ("250ms", "")])
+def test_stamps_between_two_labels_are_read_off_them(unit, tail):
+    n = 5_000  # 25 steps from label to label
+    rng = np.random.default_rng(1)
+    stamps = pl.datetime_range(pl.datetime(2026, 3, 1), pl.datetime(2027, 1, 1), unit, eager=True)[:n]
+    if tail:
+        stamps = stamps.dt.replace_time_zone("UTC")
+    frame = pl.DataFrame({"t": stamps, "x": rng.normal(size=n)})
+    seen = looks(find_events(frame, detector="forecast", threshold="contamination:0.01", time="t"))
+    want = stamps[int(0.4567 * n)].replace(tzinfo=None)
+    want = want.isoformat(sep=" ", timespec="milliseconds" if want.microsecond else "seconds") + tail
+    assert seen["pointed"]["at"] == want
+    assert seen["deep"]["from"] != seen["deep"]["to"]
 
 
 def test_what_is_drawn_is_finite_and_inside_the_chart(seen):

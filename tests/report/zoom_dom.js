@@ -1,6 +1,7 @@
 // As much of a browser as the page of events needs: elements from a JSON tree, selectors, listeners, one frame at a time.
 "use strict";
 const vm = require("node:vm"), tree = JSON.parse(require("node:fs").readFileSync(0, "utf8"));
+const POINTED = 0.4567; // where on the whole chart
 const WIDTH = 500; // of the chart on the screen, half of what its coordinates say
 
 class Element {
@@ -50,6 +51,7 @@ const look = name => {
     paths: svg.querySelectorAll("path").map(p => p.getAttribute("d")),
     bands: svg.querySelectorAll(".bands rect").map(r => [+r.getAttribute("x"), +r.getAttribute("width")]),
     shown: !document.querySelector(".how").hidden,
+    at: svg.querySelector(".at").textContent, ranges: svg.querySelectorAll(".range").map(r => r.textContent),
   };
 };
 const seen = [look("whole")];
@@ -64,6 +66,9 @@ act("double", ["dblclick", {}]);
 act("pinched", ["pointerdown", { pointerId: 1, clientX: 200 }], ["pointerdown", { pointerId: 2, clientX: 300 }],
   ["pointermove", { pointerId: 2, clientX: 400 }], ["pointerup", { pointerId: 1 }], ["pointercancel", { pointerId: 2 }]);
 act("whole again", ["dblclick", {}]);
+act("pointed", ["pointermove", { pointerId: 1, clientX: POINTED * WIDTH }]);
+act("pointed at a gap", ["pointermove", { pointerId: 1, clientX: 0.05 * WIDTH }]);
+act("left", ["pointerleave", {}]);
 document.querySelector("a.go").dispatch("click", {});
 seen.push(look("event"));
 console.log(JSON.stringify(seen));

@@ -20,6 +20,7 @@ __all__ = ["render_series_report", "write_series_report"]
 MAX_SERIES, MAX_CHANNELS, MAX_EVENTS, MAX_BANDS = 20, 6, 10, 400
 MAX_SHARES, LEAST_SHARE = 8, 0.005  # channels in the blame of an event, and the share from which one is told
 ZOOM_VALUES = 180_000  # numbers embedded for zooming, over all charts
+MAX_BINS = 20_000  # parts of a series that the zoom tells apart
 LEVELS = 4_095  # values are rounded to this many levels of their chart
 
 
@@ -29,7 +30,7 @@ def render_series_report(findings: SeriesFindings) -> str:
     by_name = {s.name: s for s in findings.series}
     drawn = [by_name[name] for name in ranked[:MAX_SERIES]]
     panels = sum(min(len(s.channels), MAX_CHANNELS) + 1 for s in drawn)
-    bins = int(np.clip(ZOOM_VALUES // max(2 * panels, 1), 200, 4_000))
+    bins = int(np.clip(ZOOM_VALUES // max(2 * panels, 1), 200, MAX_BINS))
     charts = []
     for series in drawn:
         own = [e for e in findings.events if e.series == series.name]
@@ -41,6 +42,7 @@ def render_series_report(findings: SeriesFindings) -> str:
                 "zoom": _zoom(series, own[:MAX_BANDS], channels, bins),
                 "events": own,
                 "hidden": len(series.channels) - len(channels),
+                "part": -(-len(series.scores) // bins),
             }
         )
     close = []
@@ -119,7 +121,8 @@ def _zoom(series: ScoredSeries, events: list[SeriesEvent], channels: list[int], 
     return json.dumps(found, separators=(",", ":")).replace("<", "\\u003c").replace("\u2028", "\\u2028")
 
 
-def _levels(x: NDArray[np.float64], bins: int, more: float = np.nan) -> list[list[int]]:
+def _levels(x: NDArray[np.float64], bins: int, more: float = np.nan) -> list[Any]:
+    """Return the lowest and highest level of each part (the same list once where parts are steps), and their range."""
     low, high = envelope(x, bins)
     values = np.concatenate([low, high, [more]])
     values = values[np.isfinite(values)]
@@ -130,4 +133,4 @@ def _levels(x: NDArray[np.float64], bins: int, more: float = np.nan) -> list[lis
     for edge in (low, high):
         share = np.nan_to_num((edge - bottom) / span * LEVELS, nan=-1.0)
         out.append(np.rint(share).astype(np.int64).tolist())
-    return out
+    return [out[0], 0 if out[0] == out[1] else out[1], float(f"{bottom:.6g}"), float(f"{span:.6g}")]

@@ -67,7 +67,8 @@ def _panel(name: str, x: NDArray, top: float, bins: int, cut: float = np.nan, ki
     limits = _limits(low, high, cut)
     out = [
         f'<text class="name" x="2" y="{top - 4:.0f}">{escape(_short(name))}<title>{escape(name)}</title></text>',
-        f'<text x="{WIDTH - 2}" y="{top - 4:.0f}" text-anchor="end">{limits[0]:.4g} to {limits[1]:.4g}</text>',
+        f'<text class="range" x="{WIDTH - 2}" y="{top - 4:.0f}" text-anchor="end">'
+        f"{limits[0]:.4g} to {limits[1]:.4g}</text>",
         f'<rect class="panel" x="0" y="{top:.0f}" width="{WIDTH}" height="{PANEL}"/>',
         f'<path class="{kind}" d="{_path(low, high, limits, top, PANEL)}"/>',
     ]
@@ -98,6 +99,8 @@ def overview(series: ScoredSeries, events: Sequence[SeriesEvent], channels: Sequ
     first, last = series.labels[0], series.labels[-1]
     body.append(f'<text class="from" x="2" y="{height - 3}">{escape(first)}</text>')
     body.append(f'<text class="to" x="{WIDTH - 2}" y="{height - 3}" text-anchor="end">{escape(last)}</text>')
+    body.append(f'<text class="at" x="{WIDTH / 2}" y="{height - 3}" text-anchor="middle"></text>')
+    body.append(f'<line class="hair" x1="-9" x2="-9" y1="{TOP}" y2="{height - 14}"/>')
     label = escape(f"{series.name}: channels, anomaly score and events")
     return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">{"".join(body)}</svg>'
 
