@@ -67,7 +67,7 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
     at = by_name(losses)
     started, gptq = at["QuantEase, 5 sweeps from GPTQ"], at["GPTQ"]
     never = all(c["from GPTQ at or under GPTQ"] == c["layers"] for c in counts)
-    apart = sum(c["1 % outliers under SpQR"] for c in counts)
+    apart, from_gptq = (sum(c[k] for c in counts) for k in ("1 % outliers under SpQR", "the same from GPTQ"))
     ratio = [t["to GPTQ"] for t in times if t["solver"] == "QuantEase, 5 sweeps from GPTQ"]
     total = sum(c["layers"] for c in counts)
     from_w = sum(c["30 sweeps from W under GPTQ"] for c in counts)
@@ -76,7 +76,8 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
         "claim": (
             f"From GPTQ's result it is {'never' if never else 'sometimes'} above GPTQ over {total} cases (layer, bits, "
             f"model); from the float weight it is below GPTQ in {from_w}. With 1 % of the weights apart it is "
-            f"below SpQR with as many in {apart}. Processor seconds: {', '.join(f'{r:.2f}' for r in ratio)} of GPTQ's. "
+            f"below SpQR with as many in {from_gptq} (from the float weight: {apart}). Processor "
+            f"seconds: {', '.join(f'{r:.2f}' for r in ratio)} of GPTQ's. "
             f"Loss at 3 bits: +{started['natural w3a16']:.4f} against GPTQ's +{gptq['natural w3a16']:.4f} (planted "
             f"outliers: +{started['planted w3a16']:.4f}, +{gptq['planted w3a16']:.4f})."
         ),

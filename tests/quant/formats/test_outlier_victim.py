@@ -8,9 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import skerry.quant as quant
 from skerry.core.errors import ModelError, ParameterError
 from skerry.quant.formats.outlier_victim import OutlierVictim, VictimStatic, VictimTensor
 from skerry.quant.formats.victim_codec import PairCodec
+from skerry.quant.linear import QuantizedLinear
 from skerry.quant.statistics import LayerStatistics
 
 FLINT = [0, 1, 2, 3, 4, 6, 8, 16]
@@ -78,6 +80,91 @@ def test_bit_exact_over_all_pairs(type_, bias, tie):
         else torch.tensor([not (a[1][0] and b[1][0]) for a, b in pairs])
     )
     assert torch.equal((swapped >> 4 | swapped << 4)[same], codes[same, 0])
+
+
+def scalar_decode(code, partner, bits, normal, mantissa, bias, identifier):
+    """Value of one code beside another, by the brief's rules; codes that no encoder writes are 0."""
+    half = 2 ** (bits - 1)
+    if code == identifier:
+        return 0
+    if partner != identifier:
+        return normal[code]
+    e, m = (code & (half - 1)) >> mantissa, code & (2**mantissa - 1)
+    value = (2**mantissa + m) << (e + bias)
+    legal = code & (half - 1) and value < 2**15
+    return (-value if code >= half else value) if legal else 0
+
+
+def normal_values(type_, bits=4):
+    half = 2 ** (bits - 1)
+    if type_ == "flint":
+        return [FLINT[c & 7] * (-1 if c >= 8 else 1) for c in range(16)]
+    return [c - 2 * half if c >= half else c for c in range(2 * half)]
+
+
+@pytest.mark.parametrize(("type_", "bias"), [("int", 2), ("flint", 3)])
+def test_decoding_is_bit_exact_over_all_bytes(type_, bias):
+    codec, normal = PairCodec(type=type_), normal_values(type_)
+    byte = torch.arange(256, dtype=torch.uint8)
+    expected = [
+        [scalar_decode(b & 15, b >> 4, 4, normal, 1, bias, 8), scalar_decode(b >> 4, b & 15, 4, normal, 1, bias, 8)]
+        for b in range(256)
+    ]
+    assert torch.equal(codec.decode(byte[:, None]), torch.tensor(expected, dtype=torch.float32))
+
+
+@pytest.mark.parametrize(("exponent_bits", "mantissa", "bias"), [(None, 3, 4), (2, 5, 2)])
+def test_eight_bits_are_bit_exact_over_all_pairs(exponent_bits, mantissa, bias):
+    """All 65,536 pairs of codes are decoded by the scalar rules, and what an encoder may write comes back as it was."""
+    codec, normal = PairCodec(8, exponent_bits=exponent_bits), normal_values("int", 8)
+    assert (codec.mantissa_bits, codec.bias) == (mantissa, bias)
+    alone = [scalar_decode(c, 0, 8, normal, mantissa, bias, 128) for c in range(256)]
+    beside = [scalar_decode(c, 128, 8, normal, mantissa, bias, 128) for c in range(256)]
+    first, second = (t.flatten() for t in torch.meshgrid(torch.arange(256), torch.arange(256), indexing="ij"))
+    alone, beside = torch.tensor(alone).float(), torch.tensor(beside).float()
+    a = torch.where(second == 128, beside[first], alone[first])
+    b = torch.where(first == 128, beside[second], alone[second])
+    codes = torch.stack((first, second), -1).to(torch.uint8)
+    values = torch.stack((a, b), -1)
+    assert torch.equal(codec.decode(codes), values)
+    written = ((first == 128) & (beside[second] != 0)) | ((second == 128) & (beside[first] != 0))
+    written |= (first != 128) & (second != 128)
+    assert int(written.sum()) == 255**2 + 2 * int((beside != 0).sum())
+    assert torch.equal(codec.encode(values)[written], codes[written])
+
+
+@pytest.mark.parametrize("exponent_bits", [None, 2])
+def test_eight_bits_are_encoded_by_the_nearest_value(exponent_bits):
+    """Every level, and what lies just below, on and above the middle of two, against all levels one by one."""
+    codec = PairCodec(8, exponent_bits=exponent_bits)
+    levels = [float(v) for v in range(128)] + [float(v) for v in codec.outlier_levels]
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(levels)]
+    tried = levels + [m + d for m in middles for d in (-0.01, 0.01)] + [levels[-1] * 3]
+    for sign in (1.0, -1.0):
+        y = sign * torch.tensor(tried)
+        found = codec.round(torch.stack((y, torch.zeros_like(y)), -1))[:, 0]
+        wanted = [sign * min(levels, key=lambda v, t=t: abs(v - t)) for t in tried]
+        assert found.tolist() == wanted
+        codes = codec.encode(torch.stack((y, torch.zeros_like(y)), -1))
+        assert torch.equal(codec.decode(codes)[:, 0], found)
+        out = torch.tensor([abs(w) > 127 for w in wanted])
+        assert torch.equal(codes[:, 1] == 128, out)
+
+
+def test_unsigned_pairs_are_bit_exact():
+    codec = PairCodec(signed=False)
+    levels = list(range(15)) + codec.outlier_levels
+    values = torch.tensor(levels, dtype=torch.float32)
+    for i, level in enumerate(levels):
+        for place in (0, 1):
+            pair = torch.zeros(len(levels), 2)
+            pair[:, place], pair[:, 1 - place] = level, values
+            back = codec.decode(codec.encode(pair))
+            outlier = (i >= 15, values >= 16)
+            keeps = outlier[0] & ((values < 16) | (level > values) | ((level == values) & (place == 0)))
+            loses = outlier[1] & ~torch.as_tensor(keeps)
+            assert torch.equal(back[:, place], torch.where(loses, 0.0, float(level)))
+            assert torch.equal(back[:, 1 - place], torch.where(torch.as_tensor(keeps), 0.0, values))
 
 
 def test_abfloat_values_and_golden_codes():
@@ -164,6 +251,20 @@ def test_error_is_at_most_half_the_gap(values):
     assert ((back - y).abs() <= bound + 1e-5)[~victim].all()
 
 
+@given(
+    st.lists(st.floats(-192, 192, width=32), min_size=2, max_size=20).filter(lambda v: len(v) % 2 == 0),
+    st.sampled_from(["larger", "even"]),
+)
+def test_error_of_flint_is_at_most_half_the_gap(values, tie):
+    y, codec = torch.tensor(values), PairCodec(type="flint", tie=tie)
+    back = codec.round(y)
+    _, victim = codec.outliers(codec.encode(y))
+    levels = torch.tensor([float(v) for v in FLINT + codec.outlier_levels])
+    above = torch.searchsorted(levels, y.abs().contiguous()).clamp(1, len(levels) - 1)
+    gap = levels[above] - levels[above - 1]
+    assert ((back - y).abs() <= gap / 2 + 1e-5)[~victim].all()
+
+
 def heavy_tailed(rows=24, width=96, seed=0):
     g = torch.Generator().manual_seed(seed)
     return torch.randn(rows, width, generator=g) / (torch.rand(rows, width, generator=g) + 0.02)
@@ -227,6 +328,30 @@ def test_static_inputs_use_the_first_tokens():
     positive = VictimStatic(types=("int",), unsigned=True).calibrated(LayerStatistics.of(x.abs(), {"sample"}))
     assert not positive.codec.signed
     assert (positive.fake(x.abs()) >= 0).all()
+
+
+def test_saturated_entries_are_told():
+    W = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
+    W[0, 5] = 1e4
+    stored = OutlierVictim(search=(100, 101, 1), types=("int",)).quantize(W)
+    told = stored.stats(W)
+    assert told["saturated"] == pytest.approx(float((W.abs() > 96 * stored.scale).float().mean()))
+    assert told["mse"] == pytest.approx(float(((stored.dequantize() - W) ** 2).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["opt", "gpt2", "bert"])
+def test_the_first_blocks_in_eight_bits(family, tiny, inputs):
+    found = quant.quantize(
+        tiny(family), "olive", "w4a4", inputs(family), first_n_8bit=1, search=(90, 111, 10), types=("int",)
+    )
+    layers = {n: m for n, m in found.named_modules() if isinstance(m, QuantizedLinear)}
+    assert len({n.split(".0.")[0] for n in layers if ".0." in n}) == 1
+    for name, layer in layers.items():
+        wide = ".0." in name
+        assert layer.solved.weight.codec.bits == (8 if wide else 4)
+        assert layer.activation.bits == (8 if wide else 4)
+    with pytest.raises(ParameterError, match="first_n_8bit"):
+        quant.make_recipe("olive", "w4a4", first_n_8bit=-1)
 
 
 @pytest.mark.parametrize(

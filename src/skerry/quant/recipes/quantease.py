@@ -10,12 +10,19 @@ __all__ = ["build"]
 def build(
     bits: Bits,
     *,
-    sweeps: int = 5,
+    sweeps: int | None = None,
     init: str = "gptq",
+    relax: bool = False,
+    act_order: bool = True,
     outliers: float = 0.0,
     structured: bool = False,
     symmetric: bool = False,
 ) -> Recipe:
-    """Return the recipe; ``outliers`` is the share of weights (or, ``structured``, of columns) kept in 16 bits."""
-    solver = QuantEase(sweeps=sweeps, init=init, outliers=outliers, structured=structured)
+    """Return the recipe; ``outliers`` is the share of weights (or, ``structured``, of columns) kept in 16 bits.
+
+    ``sweeps`` is 5 by default, and 30 with outliers, whose places are found on the way. The paper's own run is
+    ``init="weight", relax=True, sweeps=30``.
+    """
+    sweeps = (30 if outliers else 5) if sweeps is None else sweeps
+    solver = QuantEase(sweeps, init, relax, act_order, outliers=outliers, structured=structured)
     return Recipe("quantease", weights(bits, symmetric=symmetric), solver, inputs(bits), sequential="group")
