@@ -82,7 +82,7 @@ def test_auto_says_why(skerry, folder, tmp_path):
         "--batch", 4, "--out", tmp_path / "small", "--threads", 1,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "least loss increase on held-out text" in done.stderr
+    assert "closest to the float model on held-out inputs" in done.stderr
     assert "12 layers" in done.stdout and (tmp_path / "small" / "config.json").is_file()
 
 

@@ -144,7 +144,7 @@ def test_nothing_is_overwritten_and_nothing_left_behind(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="exists already"):
         save(model, tmp_path / "out")
     with pytest.raises(ParameterError, match="layout"):
-        save(model, tmp_path / "new", layout="gguf")
+        save(model, tmp_path / "new", layout="onnx")
     with pytest.raises(ModelError, match="no quantized layer"):
         save(plain(), tmp_path / "new")
 

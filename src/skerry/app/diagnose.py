@@ -16,7 +16,7 @@ __all__ = ["diagnose"]
 
 def diagnose(
     model: Annotated[Path, typer.Argument(help="Folder with config.json and safetensors weights.")],
-    text: Annotated[Path, typer.Option(help="Text (UTF-8, .gz), or .npy of token ids.")],
+    text: Annotated[Path, typer.Option(help="Text (UTF-8, .gz), or .npy of token ids or of pixel values.")],
     context: Annotated[int, typer.Option(min=2, help="Tokens of a window.")] = 1024,
     samples: Annotated[int, typer.Option(min=1, help="Windows.")] = 16,
     batch: Annotated[int, typer.Option(min=1, help="Windows at a time.")] = 4,
@@ -35,16 +35,14 @@ def diagnose(
     with quiet_warnings():
         from skerry.core.files import atomic_write
         from skerry.deep.model_folder import load_model_folder
-        from skerry.deep.token_text import load_tokenizer, token_windows
+        from skerry.deep.model_inputs import model_inputs
+        from skerry.deep.token_text import load_tokenizer
         from skerry.quant.comparison import language_loss
         from skerry.quant.diagnose import intervene as intervention
         from skerry.quant.diagnose import outliers
 
         loaded = load_model_folder(model)
-        longest = getattr(loaded.config, "max_position_embeddings", None) or context
-        vocabulary = getattr(loaded.config, "vocab_size", None)
-        windows = token_windows(text, model, length=min(context, longest), count=samples, vocabulary=vocabulary)
-        batches = list(windows.split(batch))
+        batches = model_inputs(text, model, loaded, length=context, count=samples, batch=batch)
         found = outliers(loaded, batches, tokenizer=load_tokenizer(model), act_eta=ratio)
         plain = found.to_plain()
         if intervene:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -24,9 +25,14 @@ def quantize(
     model: Annotated[Path, typer.Argument(help="Folder with config.json and safetensors weights.")],
     recipe: Annotated[str, typer.Option(help="A name of --list, or auto: try a few and take the best.")] = "auto",
     bits: Annotated[str, typer.Option(help="Weights and activations: w8a8, w4a16, w4a16g128, w4a4 ...")] = "w8a8",
-    calibration: Annotated[Path | None, typer.Option(help="Text (UTF-8, .gz), or .npy of token ids.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Text (UTF-8, .gz), or .npy of token ids or of pixel values.")
+    ] = None,
+    evaluate: Annotated[
+        Path | None, typer.Option(help="Such a file: its loss with the float and the small model.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="New folder for the quantized model.")] = None,
-    layout: Annotated[str, typer.Option(help="auto, compressed-tensors, skerry-v1 or dense.")] = "auto",
+    layout: Annotated[str, typer.Option(help="auto, compressed-tensors, skerry-v1, dense or gguf.")] = "auto",
     context: Annotated[int, typer.Option(min=2, help="Tokens of a calibration window.")] = 512,
     samples: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Windows at a time.")] = 8,
@@ -64,7 +70,7 @@ def quantize(
     use_threads(threads)
     with quiet_warnings():
         from skerry.deep.model_folder import load_model_folder
-        from skerry.deep.token_text import token_windows
+        from skerry.deep.model_inputs import model_inputs
         from skerry.quant.offload import load_offloaded
 
         if stream is None:
@@ -72,22 +78,26 @@ def quantize(
         elif stream and (recipe == "auto" or compare is not None):
             raise typer.BadParameter("--stream wants one --recipe by name: several cannot be tried on half a model")
         loaded = load_offloaded(model) if stream else load_model_folder(model)
-        batches: list[Any] = []
-        if calibration is not None:
-            config = loaded.config
-            longest = getattr(config, "max_position_embeddings", None) or context
-            vocabulary = getattr(config, "vocab_size", None)
-            length = min(context, longest)
-            windows = token_windows(calibration, model, length=length, count=samples, vocabulary=vocabulary)
-            batches = list(windows.split(batch))
+        batches, judge = (
+            [] if path is None else model_inputs(path, model, loaded, length=context, count=samples, batch=size)
+            for path, size in ((calibration, batch), (evaluate, 1))
+        )
         if plan:
-            _show_plan(loaded, {n: fixed[n] for n in fixed} or {"rtn": make_recipe("rtn", bits)}, batches, as_json)
+            _show_plan(
+                loaded,
+                {n: fixed[n] for n in fixed} or {"rtn": make_recipe("rtn", bits)},
+                batches,
+                as_json,
+                memory * 2**20,
+            )
             return
         if compare is not None:
             _compare(loaded, fixed, batches, as_json, seed)
             return
         assert out is not None
-        _quantize(loaded, recipe, bits, fixed, batches, out, layout, budget, scratch, memory * 2**20, as_json, seed)
+        saving = {"folder": out, "layout": layout, "source": model}
+        holding = {"scratch": scratch, "memory": memory * 2**20, "random_state": seed}
+        _quantize(loaded, recipe, bits, fixed, batches, judge, saving, holding, budget, as_json)
 
 
 def _quantize(
@@ -96,13 +106,11 @@ def _quantize(
     bits: str,
     fixed: dict[str, Any],
     batches: list[Any],
-    out: Path,
-    layout: str,
+    judge: list[Any],
+    saving: dict[str, Any],
+    holding: dict[str, Any],
     budget: float,
-    scratch: Path | None,
-    memory: int,
     as_json: bool,
-    seed: int,
 ) -> None:
     from skerry.quant.auto import choose_recipe
     from skerry.quant.checkpoint import save
@@ -112,6 +120,7 @@ def _quantize(
     from skerry.quant.resume import discard
 
     found: dict[str, Any] = {}
+    out = saving["folder"]
     if name == "auto":
         choice = choose_recipe(model, bits, batches, budget=budget, progress=_say)
         name, fixed = choice.name, {choice.name: make_recipe(choice.name, bits)}
@@ -119,6 +128,7 @@ def _quantize(
         _say(f"{choice.name}: {choice.why}")
     work = Path(f"{out}.work")
     shard = 2**29 if is_offloaded(model) else 2**31
+    loss = _loss(model, judge)
     with progress("quantizing") as step, _interruptible(work), _said_at_once():
 
         def told(what: str, done: int, total: int) -> None:
@@ -129,27 +139,43 @@ def _quantize(
 
         seen: list[int] = []
         quantized, report = quantize_model(
-            model,
-            fixed[name],
-            calibration=batches or None,
-            inplace=True,
-            memory=memory,
-            scratch=scratch,
-            random_state=seed,
-            work_dir=work,
-            progress=told,
+            model, fixed[name], calibration=batches or None, inplace=True, work_dir=work, progress=told, **holding
         )
         _sweep(out)
-        saved = save(quantized, out, layout=layout, shard_bytes=shard)
+        saved = save(quantized, shard_bytes=shard, **saving)
+        if judge:
+            found["loss"] = {"float": loss, "quantized": _loss(quantized, judge)}
         discard(work)
     found |= {"recipe": name, "bits": bits, "out": str(out), "saved": saved, "report": report.to_plain()}
     if as_json:
-        sys.stdout.write(json.dumps(found) + "\n")
+        from skerry.bench.runner import plain
+
+        sys.stdout.write(json.dumps(plain(found)) + "\n")
         return
     typer.echo(str(report))
+    if judge:
+        _tell_loss(**found["loss"])
     typer.echo(f"{out}: {saved['bytes'] / 2**20:,.1f} MiB as {saved['layout']}")
     if saved.get("reason"):
         typer.echo(f"not as compressed-tensors: {saved['reason']}")
+    if saved["copied"]:
+        typer.echo(f"copied along: {', '.join(saved['copied'])}")
+
+
+def _loss(model: Any, batches: list[Any]) -> float:
+    from skerry.quant.comparison import language_loss
+
+    return sum(language_loss(model, batch) for batch in batches) / max(len(batches), 1)
+
+
+def _tell_loss(float: float, quantized: float) -> None:
+    if not math.isfinite(float):
+        typer.echo("loss: this model predicts no next tokens")
+        return
+    typer.echo(
+        f"loss {float:.4f} -> {quantized:.4f} ({quantized - float:+.4f}), "
+        f"perplexity {math.exp(float):,.2f} -> {math.exp(quantized):,.2f}"
+    )
 
 
 def _too_large(folder: Path) -> bool:
@@ -196,6 +222,7 @@ def _said_at_once() -> Iterator[None]:
 
 def _compare(model: Any, recipes: dict[str, Any], batches: list[Any], as_json: bool, seed: int) -> None:
     from skerry.core.errors import DataError, SkerryError
+    from skerry.quant.checkpoint import layout_for
     from skerry.quant.comparison import compare
     from skerry.quant.engine import quantize_model
 
@@ -210,17 +237,19 @@ def _compare(model: Any, recipes: dict[str, Any], batches: list[Any], as_json: b
             rows.append({"recipe": name, "note": str(error)})
             continue
         result = compare(model, quantized, batches[-1:], repetitions=2)
-        worst = report.worst(1)
+        layer = next(iter(report.worst(1)), None)
         rows.append(
             {
                 "recipe": name,
                 "bits per weight": report.bits_per_weight,
                 "loss": result.quantized_loss,
                 "increase": result.quantized_loss - result.loss,
+                "divergence": result.divergence,
                 "decibels": result.signal_to_noise,
-                "worst layer": worst[0].name if worst else "",
+                "worst layer": "" if layer is None else f"{layer.name} ({layer.signal_to_noise:.0f} dB)",
                 "seconds": report.seconds,
                 "tokens/s": result.quantized_items_per_second,
+                "saved as": layout_for(quantized)[0],
             }
         )
     if as_json:
@@ -228,30 +257,43 @@ def _compare(model: Any, recipes: dict[str, Any], batches: list[Any], as_json: b
 
         sys.stdout.write(json.dumps({"rows": plain(rows)}) + "\n")
     else:
-        _table(rows)
+        _table(rows, {"recipe": "", "bits per weight": ".2f", "loss": ".4f", "increase": "+.4f", "divergence": ".4f",
+                      "decibels": ".1f", "seconds": ",.1f", "tokens/s": ",.0f", "saved as": ""})  # fmt: skip
+        for row in rows:
+            if row.get("worst layer"):
+                typer.echo(f"{row['recipe']}: worst layer {row['worst layer']}")
+            elif row.get("note"):
+                typer.echo(f"{row['recipe']}: {row['note']}")
 
 
-def _show_plan(model: Any, recipes: dict[str, Any], batches: list[Any], as_json: bool) -> None:
+def _show_plan(model: Any, recipes: dict[str, Any], batches: list[Any], as_json: bool, memory: int) -> None:
     from skerry.quant.plan import plan
 
-    found = {name: plan(model, recipe, batches) for name, recipe in recipes.items()}
+    found = {name: plan(model, recipe, batches, memory=memory) for name, recipe in recipes.items()}
     if as_json:
         sys.stdout.write(json.dumps(found) + "\n")
         return
     for name, rows in found.items():
         typer.echo(name)
-        _table(rows)
+        _table(rows, {"what": "", "MiB": ",.1f", "note": ""})
 
 
-def _table(rows: list[dict[str, Any]]) -> None:
+def _table(rows: list[dict[str, Any]], forms: dict[str, str]) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(*keys)
+    shown = [key for key in forms if any(_known(row.get(key)) for row in rows)]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
+    for key in shown:
+        table.add_column(key, justify="right" if forms[key] else "left", overflow="fold", no_wrap=key != "note")
     for row in rows:
-        table.add_row(*(f"{v:,.4g}" if isinstance(v, float) else str(v) for v in (row.get(k, "") for k in keys)))
-    Console().print(table)
+        table.add_row(*(format(v, forms[k]) if _known(v := row.get(k)) else "" for k in shown))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _known(value: Any) -> bool:
+    return value is not None and value == value
 
 
 def _say(text: str) -> None:

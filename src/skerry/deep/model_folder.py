@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import nn
 
 from skerry.core.errors import DataError, MissingExtra, ModelError
 
-__all__ = ["load_model_folder", "read_config"]
+__all__ = ["load_model_folder", "quiet_loading", "read_config"]
 
 MOST_HEADER = 100 * 2**20
 
@@ -77,16 +79,13 @@ def load_model_folder(folder: str | Path) -> nn.Module:
     kind = getattr(transformers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise ModelError(f"{folder / 'config.json'}: {name or 'architectures'!r} names no model class of transformers")
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
     try:
-        model, info = kind.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-        )
+        with quiet_loading():
+            model, info = kind.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            )
     except Exception as error:  # whatever a damaged folder makes the library raise
         raise ModelError(f"{folder}: could not be loaded as {name}: {str(error).splitlines()[0]}") from None
-    finally:
-        transformers.logging.set_verbosity(level)
     if info.get("mismatched_keys"):
         wrong = sorted(map(str, info["mismatched_keys"]))[0]
         raise ModelError(f"{folder}: {wrong} has not the shape that config.json says")
@@ -94,6 +93,22 @@ def load_model_folder(folder: str | Path) -> nn.Module:
         missing = sorted(map(str, info["missing_keys"]))
         raise ModelError(f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}")
     return model.eval()
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keep transformers' log lines and bars to itself for the length of a ``with`` block."""
+    from transformers import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _check_shard(path: Path) -> None:

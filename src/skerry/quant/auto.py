@@ -31,7 +31,7 @@ class Choice:
     name : str
     why : str
     tried : list of dict
-        ``recipe``, ``loss increase`` (nats), ``decibels``, ``seconds``, ``note``; best first.
+        ``recipe``, ``divergence`` and ``loss increase`` (nats), ``decibels``, ``seconds``, ``note``; best first.
     """
 
     name: str
@@ -67,8 +67,9 @@ def choose_recipe(
     """Try the candidates for these bits and return the best.
 
     Each is applied to ``blocks`` blocks, the first and others evenly spread (a rotation turns the whole model and is
-    tried on all of it), and judged by the loss increase on the last calibration batch, which it has not seen; by the
-    output's signal to noise where there is no next-token loss.
+    tried on all of it), and judged on the last calibration batch, which it has not seen: by how far its predictions are
+    from the float model's (the divergence; unlike a loss it cannot be low by chance), for models without logits by the
+    output's signal to noise.
 
     Parameters
     ----------
@@ -117,6 +118,7 @@ def choose_recipe(
         tried.append(
             {
                 "recipe": name,
+                "divergence": result.divergence / share,
                 "loss increase": increase,
                 "decibels": result.signal_to_noise + 10.0 * math.log10(share),
                 "seconds": time.perf_counter() - at,
@@ -126,10 +128,12 @@ def choose_recipe(
     judged = [row for row in tried if "decibels" in row]
     if not judged:
         raise DataError(f"no recipe fits this model at {bits}: {tried[0]['note']}")
-    by_loss = all(math.isfinite(row["loss increase"]) for row in judged)
-    judged.sort(key=lambda row: row["loss increase"] if by_loss else -row["decibels"])
+    comparable = all(math.isfinite(row["divergence"]) for row in judged)
+    judged.sort(key=lambda row: row["divergence"] if comparable else -row["decibels"])
     best = judged[0]
-    why = f"least loss increase on held-out text ({best['loss increase']:+.4f} nats)"
-    if not by_loss:
-        why = f"cleanest output on held-out inputs ({best['decibels']:.1f} dB)"
+    why = f"cleanest output on held-out inputs ({best['decibels']:.1f} dB)"
+    if comparable:
+        why = f"closest to the float model on held-out inputs ({best['divergence']:.2g} nats apart"
+        loss = best["loss increase"]
+        why += f", loss {loss:+.4f})" if math.isfinite(loss) else ")"
     return Choice(best["recipe"], why, judged + [row for row in tried if "decibels" not in row])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,6 @@ class BlockInputs:
 
     Attributes
     ----------
-    hidden : list of Tensor
     arguments : list of tuple
         Positional arguments after the hidden states.
     keywords : list of dict
@@ -30,7 +29,6 @@ class BlockInputs:
         (sequences, tokens), False at padding, where the batch had an ``attention_mask``.
     """
 
-    hidden: list[Tensor] = field(default_factory=list)
     arguments: list[tuple] = field(default_factory=list)
     keywords: list[dict[str, Any]] = field(default_factory=list)
     masks: list[Tensor | None] = field(default_factory=list)
@@ -85,8 +83,12 @@ def output_of(output: Any) -> Tensor:
     return found
 
 
-def catch_inputs(model: nn.Module, block: nn.Module, batches: list[Batch]) -> BlockInputs:
+def catch_inputs(
+    model: nn.Module, block: nn.Module, batches: list[Batch], keep: Callable[[Tensor], None]
+) -> BlockInputs:
     """Run the model up to ``block`` for every batch and return what the block would have been called with.
+
+    ``keep`` gets the hidden states, batch by batch.
 
     Raises
     ------
@@ -100,7 +102,7 @@ def catch_inputs(model: nn.Module, block: nn.Module, batches: list[Batch]) -> Bl
         hidden = arguments[0] if arguments else keywords.pop("hidden_states", None)
         if not isinstance(hidden, Tensor):
             raise ModelError("the first block is not called with a tensor of hidden states")
-        found.hidden.append(hidden.detach())
+        keep(hidden.detach())
         found.arguments.append(arguments[1:])
         found.keywords.append(keywords)
         raise _Caught
@@ -116,7 +118,7 @@ def catch_inputs(model: nn.Module, block: nn.Module, batches: list[Batch]) -> Bl
             found.masks.append(mask if isinstance(mask, Tensor) and mask.ndim == 2 else None)
     finally:
         handle.remove()
-    if len(found.hidden) != len(batches):
+    if len(found.arguments) != len(batches):
         raise ModelError("the model's first block was not called by its forward pass")
     return found
 

@@ -2,8 +2,8 @@
 
 ``compressed-tensors`` is the layout that transformers and serving engines read, for integer, FP8 and FP4 weights
 without extra parts. ``skerry-v1`` holds everything: ``skerry.json`` maps each layer to its parts, the tensors lie in
-safetensors shards. ``dense`` means plain 16- or 32-bit weights that any program loads. Whatever was written is read
-back and compared before the folder appears.
+safetensors shards. ``dense`` means plain 16- or 32-bit weights that any program loads, ``gguf`` one file for llama.cpp
+and its kin. Whatever was written is read back and compared before the folder appears.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from skerry.core.errors import ModelError, ParameterError
 from skerry.core.files import atomic_write
 from skerry.quant import checkpoint_compressed as compressed
+from skerry.quant import checkpoint_gguf as gguf
 from skerry.quant.architectures.base import architecture_of
-from skerry.quant.checkpoint_files import ShardReader, ShardWriter, new_folder, read_json
+from skerry.quant.checkpoint_files import ShardReader, ShardWriter, copy_companions, new_folder, read_json
 from skerry.quant.checkpoint_load import BLOCKS, MAP, float_keys, load, read_part
 from skerry.quant.groups import ShiftedNorm
 from skerry.quant.linear import QuantizedLinear
@@ -28,12 +29,19 @@ from skerry.quant.parts import Solved, SparseColumns, SparseEntries
 from skerry.quant.recipe import to_plain
 from skerry.quant.transforms.rotation import UnitRMSNorm
 
-__all__ = ["LAYOUTS", "load", "save"]
+__all__ = ["LAYOUTS", "layout_for", "load", "save"]
 
-LAYOUTS = ("auto", "compressed-tensors", "skerry-v1", "dense")
+LAYOUTS = ("auto", "compressed-tensors", "skerry-v1", "dense", "gguf")
 
 
-def save(model: nn.Module, folder: str | Path, *, layout: str = "auto", shard_bytes: int = 2**31) -> dict[str, Any]:
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    layout: str = "auto",
+    shard_bytes: int = 2**31,
+    source: str | Path | None = None,
+) -> dict[str, Any]:
     """Write a model with :class:`~skerry.quant.linear.QuantizedLinear` layers to a new folder.
 
     Parameters
@@ -42,16 +50,20 @@ def save(model: nn.Module, folder: str | Path, *, layout: str = "auto", shard_by
         Of transformers, or any other; the latter is loaded into a model of the same structure.
     folder : path
         New or empty.
-    layout : {"auto", "compressed-tensors", "skerry-v1", "dense"}, default "auto"
-        "auto" takes compressed-tensors if every layer can be written in it, else skerry-v1.
+    layout : {"auto", "compressed-tensors", "skerry-v1", "dense", "gguf"}, default "auto"
+        "auto" takes compressed-tensors if every layer can be written in it, else skerry-v1. "gguf" writes one file,
+        ``model.gguf``, of Llama-like and GPT-2 models with rounded weights and float inputs.
     shard_bytes : int, default 2 GiB
         Largest file; about twice as much memory is needed.
+    source : path, optional
+        Folder of the float model, whose tokenizer and other small files that programs look for are copied along (a
+        GGUF file takes the tokenizer in, if it is byte-level BPE).
 
     Returns
     -------
     dict
         ``layout``, ``bytes`` of all tensors, ``layers`` (number of quantized ones), ``reason`` (why not
-        compressed-tensors, or None).
+        compressed-tensors, or None), ``copied`` (names of files from ``source``).
 
     Raises
     ------
@@ -88,7 +100,14 @@ def save(model: nn.Module, folder: str | Path, *, layout: str = "auto", shard_by
         raise ModelError(f"compressed-tensors cannot hold this model: {reason}; use layout='skerry-v1'")
     if layout == "dense" and (reason := _not_dense(model, layers)):
         raise ModelError(f"dense weights cannot hold this model: {reason}; use layout='skerry-v1'")
-    folder = Path(folder)
+    if layout == "gguf" and (reason := gguf.why_not_model(model, layers) or _not_dense(model, layers)):
+        raise ModelError(f"GGUF cannot hold this model: {reason}; or use layout='dense' or 'skerry-v1'")
+    folder, source = Path(folder), None if source is None else Path(source)
+    if layout == "gguf":
+        with new_folder(folder) as beside:
+            total = gguf.write(beside, model, layers, _float_state(model, layers), source)
+            gguf.check(beside, model, layers)
+        return {"layout": layout, "bytes": total, "layers": len(layers), "reason": None, "copied": []}
     with new_folder(folder) as beside:
         writer = ShardWriter(beside, shard_bytes)
         _write_layers(writer, layers, layout)
@@ -96,8 +115,22 @@ def save(model: nn.Module, folder: str | Path, *, layout: str = "auto", shard_by
             writer.add(name, tensor)
         writer.finish()
         _write_texts(beside, model, layers, layout)
+        copied = [] if source is None else copy_companions(source, beside)
         _check(beside, layers, layout)
-    return {"layout": layout, "bytes": writer.total, "layers": len(layers), "reason": reason}
+    return {"layout": layout, "bytes": writer.total, "layers": len(layers), "reason": reason, "copied": copied}
+
+
+def layout_for(model: nn.Module) -> tuple[str, str | None]:
+    """Return the layout that "auto" stands for, and why it is not compressed-tensors (None if it is).
+
+    Examples
+    --------
+    >>> from skerry.quant.api import quantize
+    >>> layout_for(quantize(nn.Sequential(nn.Linear(32, 8)), "rtn", "w8a16"))
+    ('skerry-v1', 'it is no model of transformers')
+    """
+    reason = _not_compressed(model, {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLinear)})
+    return ("skerry-v1" if reason else "compressed-tensors"), reason
 
 
 def _not_compressed(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> str | None:

@@ -22,11 +22,16 @@ from torch import Tensor
 from skerry.core.errors import DataError, MissingExtra, ModelError
 from skerry.core.files import atomic_write
 
-__all__ = ["ShardReader", "ShardWriter", "new_folder", "read_json"]
+__all__ = ["COMPANIONS", "ShardReader", "ShardWriter", "copy_companions", "new_folder", "read_json"]
 
 JSON_LIMIT = 64 * 2**20
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+COMPANIONS = (  # what programs look for beside a model's weights; none of it is code
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json", "merges.txt",
+    "preprocessor_config.json", "processor_config.json", "sentencepiece.bpe.model", "special_tokens_map.json",
+    "spiece.model", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt",
+)  # fmt: skip
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -67,6 +72,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise DataError(f"{folder}: cannot be written ({error.strerror or error}); nothing was changed") from None
         raise
+
+
+def copy_companions(source: Path, folder: Path) -> list[str]:
+    """Copy what :data:`COMPANIONS` names from one model folder to another; return the names copied."""
+    found = [name for name in COMPANIONS if (source / name).is_file()]
+    for name in found:
+        shutil.copyfile(source / name, folder / name)
+    return found
 
 
 class ShardWriter:

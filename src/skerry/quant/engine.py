@@ -118,11 +118,11 @@ def quantize_model(
         for transform in recipe.transforms:
             if isinstance(transform, ModelTransform):
                 report.transforms.append(_whole_model(model, architecture, transform, batches, check))
-        inputs = catch_inputs(model, model.get_submodule(names[0]), batches) if batches and names[0] else None
-        states = None
-        if inputs is not None:
-            states = HiddenStates(inputs.hidden, limit=memory, folder=scratch)
+        inputs = states = None
+        if batches and names[0]:
+            states = HiddenStates(limit=memory, folder=scratch)
             stack.callback(states.close)
+            inputs = catch_inputs(model, model.get_submodule(names[0]), batches, states.append)
         first = 0
         if work is not None:
             for i in range(work.done):

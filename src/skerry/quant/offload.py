@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from skerry.core.errors import DataError, MissingExtra, ModelError
 from skerry.deep.model_folder import _check_shard as check_shard
-from skerry.deep.model_folder import read_config
+from skerry.deep.model_folder import quiet_loading, read_config
 from skerry.quant.checkpoint_files import ShardReader
 from skerry.quant.linear import QuantizedLinear
 from skerry.quant.parts import Solved
@@ -66,26 +66,23 @@ def load_offloaded(folder: str | Path, device_map: dict[str, Any] | None = None)
     kind = getattr(transformers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise ModelError(f"{folder / 'config.json'}: {name or 'architectures'!r} names no model class of transformers")
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
     try:
-        if device_map is None:
-            with accelerate.init_empty_weights():
-                empty = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
-            architecture = architecture_of(empty)
-            if not architecture.blocks:
-                raise ModelError(f"{folder}: {name} has no list of blocks that could come in one at a time")
-            device_map = _map(empty, architecture.block_names(empty))
-        model, info = kind.from_pretrained(
-            folder, device_map=device_map, local_files_only=True, trust_remote_code=False, use_safetensors=True,
-            output_loading_info=True,
-        )  # fmt: skip
+        with quiet_loading():
+            if device_map is None:
+                with accelerate.init_empty_weights():
+                    empty = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
+                architecture = architecture_of(empty)
+                if not architecture.blocks:
+                    raise ModelError(f"{folder}: {name} has no list of blocks that could come in one at a time")
+                device_map = _map(empty, architecture.block_names(empty))
+            model, info = kind.from_pretrained(
+                folder, device_map=device_map, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+                output_loading_info=True,
+            )  # fmt: skip
     except (DataError, ModelError):
         raise
     except Exception as error:  # whatever a damaged folder makes the libraries raise
         raise ModelError(f"{folder}: could not be loaded as {name}: {str(error).splitlines()[0]}") from None
-    finally:
-        transformers.logging.set_verbosity(level)
     for what, words in (("mismatched_keys", "has not the shape that config.json says"), ("missing_keys", "is missing")):
         if wrong := sorted(map(str, info.get(what) or ())):
             raise ModelError(f"{folder}: {wrong[0]} {words}")

@@ -209,9 +209,10 @@ def _covariance(model: nn.Module, block: str, group: Group, batches: list[Any]) 
     if not batches:
         raise ModelError("a KLT rotation needs calibration data: give some batches of the model's inputs")
     norm = model.get_submodule(group.producer or "")
-    inputs = catch_inputs(model, model.get_submodule(block), batches)
+    states: list[Tensor] = []
+    inputs = catch_inputs(model, model.get_submodule(block), batches, states.append)
     collector = StatisticsCollector({"covariance"}, group.name)
     with torch.no_grad():
-        for hidden, mask in zip(inputs.hidden, inputs.masks, strict=True):
+        for hidden, mask in zip(states, inputs.masks, strict=True):
             collector.update(norm(hidden), mask)
     return collector.finish().covariance
