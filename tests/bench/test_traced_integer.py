@@ -105,6 +105,13 @@ def test_the_official_example_character_for_character():
     assert document.response == OFFICIAL
 
 
+@pytest.mark.parametrize(("digits", "lines", "characters"), [(3, 22, 199), (10, 56, 587)])
+def test_traces_of_addition_are_as_long_as_those_of_the_official_generator(digits, lines, characters):
+    documents = TraceTask("add", max_size=digits).generate(150, seed=1)
+    assert sum(len(d.lines) for d in documents) / 150 == pytest.approx(lines, rel=0.07)
+    assert sum(len(d.response) for d in documents) / 150 == pytest.approx(characters, rel=0.07)
+
+
 @pytest.mark.parametrize("op", OPERATIONS)
 def test_clean_traces_end_in_pythons_result_and_every_line_follows(op):
     documents = TraceTask(op, max_size=3).generate(150, seed=4)
@@ -290,6 +297,10 @@ def test_dynamic_noise_on_every_construction_of_an_addition():
     )
     rates = noisy.rates()
     assert rates["wrong_answers"] > 0.9  # it compounds: a digit passes through many constructions
+    strong = TraceTask("add", max_size=5, min_size=3).generate(
+        200, noise=Noise(dynamic=0.2, dynamic_mode="constructions")
+    )
+    assert strong.rates()["wrong_answers"] > 0.98  # the official generator: no answer survives at 0.2
     assert rates["inconsistent_documents"] > 0.9
     mild = TraceTask("add", max_size=5, min_size=3).generate(200, noise=Noise(dynamic=0.1))
     assert rates["inconsistent_lines"] > mild.rates()["inconsistent_lines"]

@@ -122,8 +122,10 @@ def test_gradients_against_finite_differences(variant):
 
 
 @pytest.mark.parametrize("variant", CAUSAL_ATTENTIONS)
-def test_half_precision_and_compile_friendly_dtypes(variant, x):
+def test_it_compiles_whole_and_runs_in_bfloat16(variant, x):
     _, attention = make(variant)
+    compiled = torch.compile(attention, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), attention(x))
     with torch.autocast("cpu", torch.bfloat16):
         low = attention(x)
     torch.testing.assert_close(low.float(), attention(x), atol=0.05, rtol=0.1)
