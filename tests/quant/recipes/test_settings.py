@@ -41,8 +41,10 @@ def test_quantease_sweeps_more_where_it_looks_for_outliers():
     assert quant.make_recipe("quantease", "w3a16").solver.sweeps == 5
     assert quant.make_recipe("quantease", "w3a16", outliers=0.01).solver.sweeps == 30
     assert quant.make_recipe("quantease", "w3a16", outliers=0.01, sweeps=3).solver.sweeps == 3
-    published = quant.make_recipe("quantease", "w3a16", init="weight", relax=True, sweeps=30).solver
-    assert [published.rounded(i) for i in range(6)] == [True, False, True, True, False, True]
+    published = quant.make_recipe("quantease", "w3a16", init="weight", relax=True, sweeps=30, group_size=-1)
+    assert [published.solver.rounded(i) for i in range(6)] == [True, False, True, True, False, True]
+    assert published.weight.group_size == -1 and not published.weight.symmetric
+    assert [quant.make_recipe("quantease", b).weight.group_size for b in ("w3a16", "w3a16g64", "w8a8")] == [128, 64, -1]
 
 
 def test_olive_widens_the_first_blocks_only():

@@ -1,4 +1,4 @@
-"""Outlier Suppression+: the invariants of its brief on any data, inputs as the paper rounds them, a plain checkpoint."""
+"""Outlier Suppression+: invariants of its brief on any data, inputs as the paper rounds them, a plain checkpoint."""
 
 import pytest
 import torch
