@@ -24,7 +24,9 @@ __all__ = ["quantize"]
 def quantize(
     model: Annotated[Path, typer.Argument(help="Folder with config.json and safetensors weights.")],
     recipe: Annotated[str, typer.Option(help="A name of --list, or auto: try a few and take the best.")] = "auto",
-    bits: Annotated[str, typer.Option(help="Weights and activations: w8a8, w4a16, w4a16g128, w4a4 ...")] = "w8a8",
+    bits: Annotated[
+        str, typer.Option(help="Weights and activations: w8a8, w4a16g128, w4a4 ..., or fp8, nvfp4, mxfp4.")
+    ] = "w8a8",
     calibration: Annotated[
         Path | None, typer.Option(help="Text (UTF-8, .gz), or .npy of token ids or of pixel values.")
     ] = None,

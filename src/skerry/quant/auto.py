@@ -48,6 +48,8 @@ def candidates_for(bits: str | Bits) -> tuple[str, ...]:
     ('rtn', 'smoothquant', 'outliertune')
     """
     widths = parse_bits(bits)
+    if widths.form != "int":
+        return ("rtn", "smoothquant") if widths.activation < 16 else ("rtn",)
     if widths.activation == 16:
         return ("rtn",) if widths.weight >= 8 else ("rtn", "gptq", "quantease")
     if widths.weight >= 8 and widths.activation >= 8:

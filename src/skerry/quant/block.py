@@ -139,7 +139,7 @@ def _solve_group(
         if weight is None:
             solved = Solved(FloatTensor(W.clone()))
         elif solver is None:
-            solved = Solved(weight.quantize(W.float()))
+            solved = Solved(_stored(weight, W, name))
         elif hasattr(solver, "solve_in"):  # wants the probe: the error of the whole parent
             solved = solver.solve_in(W.float(), statistics, weight, group=group, layer=name, context=context)
         else:
@@ -148,6 +148,13 @@ def _solve_group(
         quantized.train(False)
         report.layers.append(_layer_report(name, layer, quantized, statistics, time.perf_counter() - started))
         model.set_submodule(name, quantized)
+
+
+def _stored(weight: Any, W: Tensor, name: str) -> Any:
+    try:
+        return weight.quantize(W.float())
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}; leave the layer out (skip) or choose other bits") from None
 
 
 def _fitting(activation: Any, channels: int, name: str, recipe: Recipe, report: QuantizationReport) -> Any:

@@ -19,7 +19,7 @@ from skerry.quant.parts import ActivationQuantizer, Format
 
 __all__ = ["GroupContext", "Probe"]
 
-PROBE_BATCHES = 4
+PROBE_BATCHES, PROBE_TOKENS = 4, 4096
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Probe:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Record the first calls of the modules while a block runs."""
+        """Record the first calls of the modules while a block runs: at most four, until they have 4096 tokens."""
         with ExitStack() as stack:
             for module in self.modules:
                 handle = module.register_forward_hook(self._record, with_kwargs=True)
@@ -45,7 +45,8 @@ class Probe:
             yield
 
     def _record(self, module: nn.Module, arguments: tuple, keywords: dict[str, Any], output: Any) -> None:
-        if sum(m is module for m, *_ in self.calls) < PROBE_BATCHES:
+        known = [output for m, _, _, output in self.calls if m is module]
+        if len(known) < PROBE_BATCHES and sum(y[..., 0].numel() for y in known) < PROBE_TOKENS:
             self.calls.append((module, arguments, dict(keywords), _tensor(output).detach().clone()))
 
     @torch.no_grad()

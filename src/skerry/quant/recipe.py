@@ -67,18 +67,28 @@ _BITS = re.compile(r"w(\d+)a(\d+)(?:g(\d+))?")
 
 @dataclass(frozen=True)
 class Bits:
-    """Bit widths of weights and activations (16 and above: floating point) and the weights' group size."""
+    """Bit widths of weights and activations (16 and above: floating point) and the weights' group size.
+
+    ``form`` is "int", or the name of a floating-point format: "fp8" (e4m3 weights and inputs), "nvfp4" or "mxfp4" (e2m1
+    weights with block scales, float inputs).
+    """
 
     weight: int
     activation: int
     group_size: int | None = None
+    form: str = "int"
 
     def __str__(self) -> str:
+        if self.form != "int":
+            return self.form
         return f"w{self.weight}a{self.activation}" + ("" if self.group_size is None else f"g{self.group_size}")
 
 
+FORMS = {"fp8": Bits(8, 8, form="fp8"), "nvfp4": Bits(4, 16, form="nvfp4"), "mxfp4": Bits(4, 16, form="mxfp4")}
+
+
 def parse_bits(text: str | Bits) -> Bits:
-    """Return ``"w4a16"`` or ``"w4a16g128"`` as numbers.
+    """Return ``"w4a16"`` or ``"w4a16g128"`` as numbers; ``"fp8"``, ``"nvfp4"`` and ``"mxfp4"`` name formats.
 
     Raises
     ------
@@ -88,13 +98,16 @@ def parse_bits(text: str | Bits) -> Bits:
     Examples
     --------
     >>> parse_bits("w4a16g128")
-    Bits(weight=4, activation=16, group_size=128)
+    Bits(weight=4, activation=16, group_size=128, form='int')
     """
     if isinstance(text, Bits):
         return text
-    found = _BITS.fullmatch(text.strip().lower())
+    text = text.strip().lower()
+    if text in FORMS:
+        return FORMS[text]
+    found = _BITS.fullmatch(text)
     if found is None:
-        raise ParameterError(f"bits must look like w4a16, w8a8 or w4a16g128, got {text!r}")
+        raise ParameterError(f"bits must look like w4a16, w8a8 or w4a16g128, or be {', '.join(FORMS)}, got {text!r}")
     weight, activation = int(found[1]), int(found[2])
     for what, width in (("weight", weight), ("activation", activation)):
         if width != 16 and not 2 <= width <= 8:

@@ -33,6 +33,7 @@ RECIPES: dict[str, tuple[str, str]] = {
     "svdquant": ("svdquant", "4-bit weights and activations: a low-rank branch absorbs the outliers (SVDQuant)"),
     "smoothquant": ("smoothquant", "move part of the activations' range into the weights"),
 }
+FLOATING = ("rtn", "smoothquant")  # those whose weights need not be integers
 
 
 def make_recipe(name: str, bits: str | Bits = "w8a8", **settings: Any) -> Recipe:
@@ -43,7 +44,7 @@ def make_recipe(name: str, bits: str | Bits = "w8a8", **settings: Any) -> Recipe
     name : str
         See :data:`RECIPES`.
     bits : str or Bits, default "w8a8"
-        For example "w4a16", "w4a16g128", "w4a4".
+        For example "w4a16", "w4a16g128", "w4a4", "fp8", "nvfp4", "mxfp4".
     **settings
         The recipe's own; an unknown one raises with the list.
 
@@ -67,4 +68,7 @@ def make_recipe(name: str, bits: str | Bits = "w8a8", **settings: Any) -> Recipe
         raise ParameterError(
             f"recipe {name!r} has no setting {', '.join(sorted(unknown))}; it has {', '.join(known) or 'none'}"
         )
-    return build(parse_bits(bits), **settings)
+    widths = parse_bits(bits)
+    if widths.form != "int" and name not in FLOATING:
+        raise ParameterError(f"recipe {name!r} rounds to integers; {bits} goes with {' or '.join(FLOATING)}")
+    return build(widths, **settings)

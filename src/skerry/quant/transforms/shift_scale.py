@@ -7,7 +7,7 @@ largest range down, by the error of the output that matters (attention, gated ML
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from skerry.core.errors import ParameterError
-from skerry.quant.activation import TensorStatic
+from skerry.quant.activation import TensorStatic, TokenClip
 from skerry.quant.groups import Group
 from skerry.quant.parts import ActivationQuantizer
 from skerry.quant.probe import GroupContext
 from skerry.quant.statistics import LayerStatistics
 
 __all__ = ["ShiftScale"]
+
+COARSE = 20  # steps of the first look at a grid
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class ShiftScale:
     floor : float, default 1.0
         Smallest threshold tried (the paper's code: 1.0, and 0.1 for Llama).
     n_grid : int or "auto", default "auto"
-        Thresholds tried; "auto" is ``max(100, largest range / 0.5)``.
+        Thresholds tried. "auto" has a grid of ``max(100, largest range / 0.5)`` and tries a twentieth of it, then what
+        lies around the best, closer and closer; a number tries all of them.
     rms : {"drop", "bias"}, default "drop"
         What a shift becomes behind an RMSNorm, which has no bias: nothing, as in the paper's code, or a bias.
     folded_only : bool, default False
@@ -103,20 +106,28 @@ class ShiftScale:
         count = max(100, int(top / 0.5)) if self.n_grid == "auto" else int(self.n_grid)
         weights = {name: layer.weight.float() for name, layer in group.consumers.items()}
         shifted = {name: W @ z for name, W in weights.items()}  # the exact bias, whatever the weights become
-        best, least, plain = top, float("inf"), float("nan")
-        for step in range(count + 1):
-            t = top - step * (top - self.floor) / count
-            s = channel_scale(half, t)
-            rounded = {
-                n: W if context.weight is None else _rounded(context.weight, W * s) / s for n, W in weights.items()
-            }
-            biases = {n: shifted[n] - rounded[n] @ z for n in weights}
-            error = context.error(group, rounded, _Moved(z, s, _within(context.activation, t)), biases)
-            if step == 0:
-                plain = error
-            if error < least:
-                best, least = t, error
-        return best, least, plain
+        errors: dict[int, float] = {}
+
+        def threshold(step: int) -> float:
+            return top - step * (top - self.floor) / count
+
+        def look(steps: Iterable[int]) -> list[int]:
+            """Measure at these steps of the grid; return all seen, the best first, of equal ones the first tried."""
+            for step in sorted({min(max(step, 0), count) for step in steps} - errors.keys()):
+                s = channel_scale(half, t := threshold(step))
+                rounded = {
+                    n: W if context.weight is None else _rounded(context.weight, W * s) / s for n, W in weights.items()
+                }
+                biases = {n: shifted[n] - rounded[n] @ z for n in weights}
+                errors[step] = context.error(group, rounded, _Moved(z, s, _within(context.activation, t)), biases)
+            return sorted(errors, key=lambda step: (errors[step], step))
+
+        stride = max(1, count // COARSE) if self.n_grid == "auto" else 1
+        best = look([*range(0, count + 1, stride), count])
+        while stride > 1:
+            stride = max(1, stride // 3)
+            best = look(centre + k * stride for centre in best[:2] for k in (-2, -1, 1, 2))
+        return threshold(best[0]), errors[best[0]], errors[0]
 
 
 @dataclass(frozen=True)
@@ -151,6 +162,8 @@ def channel_scale(half: Tensor, threshold: float) -> Tensor:
 def _within(activation: ActivationQuantizer | None, threshold: float) -> ActivationQuantizer | None:
     if isinstance(activation, TensorStatic):
         return replace(activation, low=-threshold, high=threshold)
+    if isinstance(activation, TokenClip):  # its own range is found once the inputs are what they will be
+        return TensorStatic(activation.bits, activation.symmetric, -threshold, threshold)
     return activation
 
 
