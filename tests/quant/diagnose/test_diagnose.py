@@ -9,8 +9,11 @@ from torch import nn
 from skerry.core.errors import DataError, ParameterError
 from skerry.quant import diagnose
 from skerry.quant.comparison import language_loss
-from skerry.quant.diagnose.activations import token_class
+from skerry.quant.diagnose.activations import StreamWatch, token_class
+from skerry.quant.diagnose.report import described_blocks
+from skerry.quant.diagnose.spread import SpreadWatch
 from skerry.quant.diagnose.weights import weight_outliers
+from skerry.report.diagnose_html import render_diagnosis
 
 
 def planted(tiny, token=9, channel=7, mark=20, up=1, down=3):
@@ -98,9 +101,56 @@ def test_the_life_of_an_outlier(tiny):
     assert sum(c.contribution for c in life.emergence.contributions) == pytest.approx(life.emergence.written, rel=0.1)
     assert life.emergence.change == pytest.approx(life.emergence.written, rel=1e-4)
     assert min(life.similarity.values()) > 0.9
+    assert [s.layer for s in life.spread] == ["model.layers.2", "model.layers.3"]
+    assert min(s.similarity for s in life.spread) > 0.99  # behind a norm they are one vector
+    assert "likeness of outlier tokens" in render_diagnosis(report)
     assert life.disappearance.layer == "model.layers.3"
     assert life.disappearance.change * life.emergence.change < 0
     assert report.activation.layers[0].outliers == report.activation.layers[3].outliers == 0
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "bert"])
+def test_lengths_of_queries_keys_and_values_are_those_of_counting(family, tiny, inputs):
+    model, batch, places = tiny(family), inputs(family)[0], [(0, 3), (1, 0)]
+    blocks = described_blocks(model)
+    watch, outputs = SpreadWatch(blocks, places), {}
+    names = {"llama": "k_proj", "opt": "k_proj", "gpt2": "c_attn", "bert": "key"}
+    for name, module in model.named_modules():
+        if name.endswith(names[family]):
+            module.register_forward_hook(lambda m, a, o, name=name: outputs.__setitem__(name, o))
+    with watch.watching(), torch.no_grad():
+        model(batch)
+    told = watch.report()
+    assert [s.layer for s in told] == list(blocks)
+    for spread, x in zip(told, outputs.values(), strict=True):
+        lengths = (x.chunk(3, -1)[1] if family == "gpt2" else x).norm(dim=-1)
+        assert spread.key == pytest.approx(float(lengths[[0, 1], [3, 0]].mean() / lengths.mean()), rel=1e-5)
+        assert spread.query > 0 and spread.value > 0 and -1.0 <= spread.similarity <= 1.0 + 1e-6
+    with torch.no_grad():
+        model(batch)  # nothing is left behind
+    assert watch.report() == told
+
+
+@pytest.mark.parametrize("scale", [1e-3, 7.0, 1e4])
+def test_the_size_of_a_stream_changes_no_verdict(scale):
+    x = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
+    x[1, 4, 5] = 50.0
+
+    def verdicts(x):
+        stream = nn.Identity()
+        watch = StreamWatch({"a": stream}, 20.0)
+        with watch.measuring():
+            stream(x)
+        with watch.locating(lambda: None, lambda token: None):
+            stream(x)
+        return watch.report()
+
+    plain, scaled = verdicts(x), verdicts(x * scale)
+    assert [(t.sequence, t.position, t.channels) for t in plain.layers[0].tokens] == [(1, 4, (5,))]
+    assert [(t.sequence, t.position, t.channels) for t in scaled.layers[0].tokens] == [(1, 4, (5,))]
+    assert scaled.layers[0].ratio == pytest.approx(plain.layers[0].ratio, rel=1e-5)
+    assert scaled.layers[0].kurtosis == pytest.approx(plain.layers[0].kurtosis, rel=1e-4)
+    assert (scaled.systematic, scaled.classes) == (plain.systematic, plain.classes)
 
 
 def test_scaling_changes_no_verdict(tiny, inputs):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from skerry.deep.stream import call, first_tensor
 from skerry.quant.diagnose.activations import ActivationReport, OutlierToken
+from skerry.quant.diagnose.spread import Spread, SpreadWatch
 
 __all__ = ["Contribution", "Lifecycle", "Turn", "trace_lifecycle"]
 
@@ -71,11 +72,14 @@ class Lifecycle:
         None if there are no outliers, or they last to the end.
     similarity : dict of str to float
         Mean cosine between the outlier tokens' vectors after every layer in between; above 0.99 they are one vector.
+    spread : list of Spread
+        What the layers that read the outliers make of their tokens.
     """
 
     emergence: Turn | None
     disappearance: Turn | None
     similarity: dict[str, float]
+    spread: list[Spread] = field(default_factory=list)
 
 
 def trace_lifecycle(
@@ -103,6 +107,8 @@ def trace_lifecycle(
     first, last = with_outliers[0], with_outliers[-1]
     outputs: dict[str, Tensor] = {}
     inside: dict[str, dict[str, Tensor]] = {}
+    places = [(t.sequence, t.position) for t in tokens[names[first]]]
+    spread = SpreadWatch({n: blocks[n] for n in names[first + 1 : last + 2]}, places)
     watched = {names[first]} | ({names[last + 1]} if last + 1 < len(names) else set())
     with ExitStack() as stack, torch.no_grad():
         for name, block in blocks.items():
@@ -119,6 +125,7 @@ def trace_lifecycle(
                             partial(_keep_input, inside[name], "input of the writer")
                         ).remove
                     )
+        stack.enter_context(spread.watching())
         call(model, batch)
     token = max(tokens[names[first]], key=lambda t: max(abs(v) for v in t.values))
     before = outputs[names[first - 1]] if first else None
@@ -128,9 +135,8 @@ def trace_lifecycle(
         leaving = max(tokens[names[last]], key=lambda t: max(abs(v) for v in t.values))
         gone = names[last + 1]
         disappearance = _turn(gone, blocks, down, inside, outputs[gone], outputs[names[last]], leaving)
-    places = [(t.sequence, t.position) for t in tokens[names[first]]]
     similarity = {n: _similarity(outputs[n], places) for n in names[first : last + 1]} if len(places) > 1 else {}
-    return Lifecycle(emergence, disappearance, similarity)
+    return Lifecycle(emergence, disappearance, similarity, spread.report())
 
 
 def _turn(
