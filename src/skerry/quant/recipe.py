@@ -59,6 +59,7 @@ PARTS: dict[str, str] = {
     "TokenDynamic": "skerry.quant.activation",
     "TokenRatio": "skerry.quant.activation",
     "TwinLog": "skerry.quant.formats.twin_log",
+    "TwinLogSearch": "skerry.quant.solvers.twin_log_search",
     "Recipe": "skerry.quant.recipe",
     "VictimStatic": "skerry.quant.formats.outlier_victim",
 }

@@ -4,9 +4,15 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from skerry.core.errors import ModelError, ParameterError
 from skerry.quant.formats.twin_log import RATIOS, SPANS, TwinLog, TwinLogParameters, TwinLogTensor
+from skerry.quant.numerics import AffineGrid
+from skerry.quant.solvers import TwinLogSearch
+from skerry.quant.solvers.layer import layer_error
+from skerry.quant.statistics import LayerStatistics
 
 
 def weight(rows=6, width=48, seed=0, tails=3.0):
@@ -119,9 +125,48 @@ def test_zeros_dead_rows_and_one_sided_rows():
     assert (back[3, :4] > 0).all() and back[3, :4].max() <= W[3].abs().max() / 2
 
 
+@settings(max_examples=8, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    bits=st.sampled_from([2, 3, 4]),
+    levels=st.sampled_from(["half", "full"]),
+    scale=st.sampled_from([1e-4, 0.3, 1.0, 50.0]),
+)
+def test_any_weight(seed, bits, levels, scale):
+    """Signs and order stay, levels are few, the search pays, and size, sign and a second rounding change nothing."""
+    W, form = weight(3, 24, seed) * scale, TwinLog(bits, levels)
+    parameters = form.fit(W)
+    stored = form.quantize(W, parameters)
+    back = stored.dequantize()
+    assert bool(((back > 0) == (W > 0)).all())
+    assert bool((back.gather(1, W.argsort(1)).diff(dim=1) >= 0).all())
+    assert all(len(row.unique()) <= 2 * form.n_levels for row in back)
+    assert mse(form, W) <= mse(TwinLog(bits, levels, search="none"), W) * (1 + 1e-5)
+    torch.testing.assert_close(form.quantize(-W).dequantize(), -back, rtol=1e-5, atol=0)
+    torch.testing.assert_close(form.quantize(2.0 * W).dequantize(), 2.0 * back, rtol=1e-4, atol=0)
+    torch.testing.assert_close(form.quantize(back, parameters).dequantize(), back, rtol=1e-6, atol=0)
+    assert bool(((stored.shifted(8) - back).abs() <= back.abs() * 2.0**-8).all())
+
+
+def test_errors_weighed_by_activity():
+    g = torch.Generator().manual_seed(3)
+    better = 0
+    for seed in range(5):
+        W, X = weight(6, 32, seed), torch.randn(300, 32, generator=g) * torch.logspace(0, 1.5, 32)
+        statistics, form = LayerStatistics.of(X, {"gram"}), TwinLog(bits=3)
+        found = TwinLogSearch().solve(W, statistics, form)
+        assert found.objective == pytest.approx(layer_error(W, found.dense(), statistics.gram))
+        better += found.objective < layer_error(W, form.quantize(W).dequantize(), statistics.gram)
+    assert better == 5
+    with pytest.raises(ModelError, match=r"h\.2.*AffineGrid"):
+        TwinLogSearch().solve(W, statistics, AffineGrid(3), name="h.2")
+    silent = LayerStatistics(tokens=3, gram=torch.zeros(32, 32, dtype=torch.float64))
+    assert torch.equal(TwinLogSearch().solve(W, silent, form).dense(), form.quantize(W).dequantize())
+
+
 def test_errors():
     with pytest.raises(ModelError, match="does not divide"):
         TwinLog(group_size=32).quantize(weight())
-    for settings in ({"bits": 1}, {"bits": 8, "levels": "full"}, {"levels": "x"}, {"search": "x"}, {"group_size": -2}):
+    for wrong in ({"bits": 1}, {"bits": 8, "levels": "full"}, {"levels": "x"}, {"search": "x"}, {"group_size": -2}):
         with pytest.raises(ParameterError):
-            TwinLog(**settings)
+            TwinLog(**wrong)

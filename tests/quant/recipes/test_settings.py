@@ -14,6 +14,7 @@ from skerry.quant.solvers import GPTQ, RTN
         ("adadim", "w3a16g64", {"base": "rtn", "choose": "base", "reference": "float", "propagate": "quantized"}),
         ("adadim", "w4a16", {"official": True, "export_safe": True}),
         ("llm-int8", "w8a8", {"mode": "static", "threshold": 5.0, "symmetric": False, "scope": "entries"}),
+        ("lrq-dit", "w3a8", {"weighted": True, "levels": "full", "threshold": "quantile:0.9"}),
         ("olive", "w4a4", {"search": [80, 200, 4], "first_n_8bit": 2, "tie": "even"}),
         ("outliertune", "w6a6", {"weight_solver": "gptq", "token_ratio": True, "range": "mse", "rms": "drop"}),
         ("quantease", "w3a16", {"init": "weight", "relax": True, "act_order": False, "outliers": 0.01}),

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import skerry.quant as quant
 from skerry.core.errors import ParameterError
 from skerry.quant.calibration import output_of
 from skerry.quant.engine import quantize_model
+from skerry.quant.linear import BlockRotation
 from skerry.quant.recipe import Recipe
 from skerry.quant.transforms.adaptive_rotation import (
     AdaptiveRotation,
@@ -53,6 +56,32 @@ def test_the_peak_never_grows_and_a_planted_channel_falls():
         Y = change(Y)
     assert float(Y.abs().max()) < float(X.abs().max()) / 5
     torch.testing.assert_close(Y.norm(dim=1), X.double().norm(dim=1))  # nothing is lost
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), loud=st.floats(1.0, 300.0), blocks=st.integers(1, 3))
+def test_the_range_of_values_never_grows(seed, loud, blocks):
+    """Each greedy search keeps its best step, none among them, and the permutation moves no value."""
+    g = torch.Generator().manual_seed(seed)
+    X = torch.randn(40, 16 * blocks, generator=g, dtype=torch.float64)
+    X[:, int(torch.randint(16 * blocks, (1,), generator=g))] *= loud
+    reach = [float(X.max() - X.min())]
+    for change in AdaptiveRotation(max_steps=12)._dual(X, 16):
+        X = change(X)
+        reach.append(float(X.max() - X.min()))
+    assert reach[1] <= reach[0] * (1 + 1e-5) and reach[2] <= reach[1] * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["hadamard", "dual"])
+def test_weights_undo_what_inputs_get(kind):
+    g = torch.Generator().manual_seed(0)
+    X, W = torch.randn(50, 96, generator=g, dtype=torch.float64), torch.randn(7, 96, generator=g, dtype=torch.float64)
+    X[:, 5] *= 60.0
+    changes = [BlockRotation(32)] if kind == "hadamard" else AdaptiveRotation(max_steps=20)._dual(X, 32)
+    Y, V = X, W
+    for change in changes:
+        Y, V = change(Y), change(V)
+    assert float((Y @ V.T - X @ W.T).norm() / (X @ W.T).norm()) < 1e-6
 
 
 def test_the_number_that_decides():

@@ -4,18 +4,26 @@ from skerry.core.errors import ParameterError
 from skerry.quant.activation import TokenDynamic
 from skerry.quant.formats import TwinLog
 from skerry.quant.recipe import Bits, Recipe
+from skerry.quant.solvers import TwinLogSearch
 from skerry.quant.transforms.adaptive_rotation import AdaptiveRotation, QuantileRotation
 
 __all__ = ["build"]
 
 
 def build(
-    bits: Bits, *, threshold: float | str = 1.0, block: int = 128, levels: str = "half", max_steps: int = 256
+    bits: Bits,
+    *,
+    threshold: float | str = 1.0,
+    block: int = 128,
+    levels: str = "half",
+    max_steps: int = 256,
+    weighted: bool = False,
 ) -> Recipe:
     """Return the recipe; layers whose inputs have a root mean square of ``threshold`` get the double rotation.
 
     A threshold of ``"quantile:0.95"`` gives it to the twentieth of the layers with the largest root mean squares. Bits
-    with a group size ("w3a8g64") give every group of weights ranges of its own.
+    with a group size ("w3a8g64") give every group of weights ranges of its own. ``weighted`` searches these ranges with
+    errors weighed by the activity of their inputs.
     """
     if bits.weight > 8:
         raise ParameterError(f"lrq-dit stores weights of 2 to 8 bits, got {bits}")
@@ -23,6 +31,7 @@ def build(
     return Recipe(
         "lrq-dit",
         TwinLog(bits.weight, levels, bits.group_size or -1),
+        TwinLogSearch() if weighted else None,
         activation=activation,
         transforms=(_rotation(threshold, block, max_steps),),
         skip=("lm_head", "*.lm_head", "classifier", "*router*", "*embed*", "*adaln*", "*modulation*", "*final*"),

@@ -13,6 +13,7 @@ NAMES = {
     "GPTQ": "skerry.quant.solvers.gptq",
     "RTN": "skerry.quant.solvers.rtn",
     "RoundedInputs": "skerry.quant.solvers.rounded_inputs",
+    "TwinLogSearch": "skerry.quant.solvers.twin_log_search",
     "StaticColumns": "skerry.quant.solvers.static_columns",
 }
 __getattr__, __dir__, __all__ = lazy_package(__name__, NAMES)
