@@ -56,7 +56,7 @@ def run(
     )
     if b:
         claim += (
-            f" Byte model: kurtosis {tables.spread(b, 'Adam', 'excess kurtosis')} and "
+            f" Byte model, same floor: kurtosis {tables.spread(b, 'Adam', 'excess kurtosis')} and "
             f"{tables.spread(b, 'OSP', 'excess kurtosis')}; OSP loses more at W4A4 per tensor "
             f"({tables.spread(b, 'OSP', 'W4A4 t')} against {tables.spread(b, 'Adam', 'W4A4 t')} nats), in the FFN's "
             f"hidden activation ({tables.spread(b, 'OSP', 'A4 t, ffn')}), which the paper turns by a Hadamard matrix "
@@ -90,6 +90,7 @@ def _own(job: Any, data: Path, state: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from skerry.bench.train_runs import load_model
+    from skerry.deep.outlier_metrics import gaussian_floor
     from skerry.train.metrics import mean_excess_kurtosis
 
     merged, task = load_model(job, data, state)
@@ -101,6 +102,7 @@ def _own(job: Any, data: Path, state: dict[str, Any]) -> dict[str, Any]:
         "variant": job.variant,
         "over sequences": mean_excess_kurtosis(merged, held),
         "as released": mean_excess_kurtosis(merged, held, mode="released"),
+        "floor": gaussian_floor(job.config.dim),
         "logits moved by merging": change if job.config.embedding_projection else None,
     }
 

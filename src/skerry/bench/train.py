@@ -30,7 +30,10 @@ PRESETS: dict[str, dict[str, dict[str, int]]] = {
         "bytes": dict.fromkeys(("Adam", "OSP", "Muon", "Adam, gate", "Adam, clip"), 3),
     },
     "bytes": {"bytes": dict.fromkeys(_BYTES, 3)},
-    "encoders": {setting: dict.fromkeys(("Adam", "Adam, gate", "Adam, clip"), 3) for setting in ("masked", "images")},
+    "encoders": {
+        "masked": dict.fromkeys(("Adam", "Adam, gate", "Adam, clip"), 3),
+        "images": dict.fromkeys(("Adam", "Adam, gate", "Adam, clip", "Muon", "ROOT"), 3),
+    },
     "gpu60m": {
         "bytes-60m": dict.fromkeys(("Adam", "Muon", "OSP", "Adam, gate", "Adam, GatedNorm", "Adam, PreAffine"), 2)
     },
@@ -199,6 +202,12 @@ def _expectations(by_setting: dict[str, dict]) -> list[tuple]:
                 expected(f"{said}, loses no more at W4A4 per tensor (nats)",
                          mean(c, variant, "W4A4 t") - mean(c, "Adam", "W4A4 t"), lambda v: v <= 0),
             ]  # fmt: skip
+    seen = by_setting.get("images", {})
+    if seen:
+        ahead = mean(seen, "ROOT", "accuracy") - mean(seen, "Muon", "accuracy")
+        rows.append(
+            expected("CIFAR-10, a vision transformer: ROOT at least as accurate as Muon", ahead, lambda v: v >= 0)
+        )
     return rows
 
 

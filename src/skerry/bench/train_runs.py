@@ -290,7 +290,7 @@ def train_all(
             progress(
                 f"{k} of {len(missing)}, {time.perf_counter() - began:.0f} s: {job.setting}, {job.variant}, seed "
                 f"{job.seed}: step {state['steps']}, loss {found.get('loss', float('nan')):.3f}, excess kurtosis "
-                f"{found.get('excess kurtosis', float('nan')):.2f}"
+                f"{found.get('excess kurtosis', float('nan')):.2f} (floor {found.get('floor', float('nan')):.2f})"
             )
     return {job: _state(root, job) for job in wanted}
 
