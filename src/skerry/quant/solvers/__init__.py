@@ -11,6 +11,7 @@ NAMES = {
     "ColumnScaled": "skerry.quant.solvers.column_scaled",
     "QuantEase": "skerry.quant.solvers.quantease",
     "GPTQ": "skerry.quant.solvers.gptq",
+    "solve_convolution": "skerry.quant.solvers.convolution",
     "RTN": "skerry.quant.solvers.rtn",
     "RoundedInputs": "skerry.quant.solvers.rounded_inputs",
     "TwinLogSearch": "skerry.quant.solvers.twin_log_search",
