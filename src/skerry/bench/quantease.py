@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from skerry.bench.quant_rows import by_name, float_note, make_lab, rows_of
+from skerry.bench.train_tables import expectations, expected
 from skerry.bench.weight_solvers import (
     Layer,
     SpQRAtShare,
@@ -66,6 +67,7 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
     losses = rows_of(lab, [(k, _recipe(s)) for k, s in SOLVERS.items()], ("w3a16", "w2a16"), progress)
     at = by_name(losses)
     started, gptq = at["QuantEase, 5 sweeps from GPTQ"], at["GPTQ"]
+    tables["Expectations"] = expectations(met(counts, times, losses))
     never = all(c["from GPTQ at or under GPTQ"] == c["layers"] for c in counts)
     apart, from_gptq = (sum(c[k] for c in counts) for k in ("1 % outliers under SpQR", "the same from GPTQ"))
     ratio = [t["to GPTQ"] for t in times if t["solver"] == "QuantEase, 5 sweeps from GPTQ"]
@@ -95,6 +97,26 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
             "columns' activity; 'plain' is the paper's step 1 / L and largest entries.",
         ],
     }  # fmt: skip
+
+
+def met(
+    counts: Sequence[dict[str, Any]], times: Sequence[dict[str, Any]], losses: Sequence[dict[str, Any]]
+) -> list[tuple[str, float | str, bool | None]]:
+    """Return what the method promises, in layers, seconds and loss, and whether it was kept."""
+    total = sum(c["layers"] for c in counts)
+    under, apart = (sum(c[k] for c in counts) for k in ("from GPTQ at or under GPTQ", "the same from GPTQ"))
+    ratio = max(t["to GPTQ"] for t in times if t["solver"] == "QuantEase, 5 sweeps from GPTQ")
+    ours, spqr = (by_name(list(losses))[k] for k in ("QuantEase from GPTQ, 1 % outliers", "SpQR, 1 % outliers"))
+    found: list[tuple[str, float | str, bool | None]] = [
+        ("from GPTQ at or under GPTQ, every layer", f"{under} of {total}", under == total),
+        ("descent monotone", "yes" if (falls := all(c["descent monotone"] == "yes" for c in counts)) else "no", falls),
+        expected("processor seconds over GPTQ's, at most 2", ratio, lambda r: r <= 2.0),
+        ("1 % outliers from GPTQ under SpQR, nine layers of ten", f"{apart} of {total}", apart >= 0.9 * total),
+    ]
+    for key in [k for k in ours if k.endswith("a16")]:
+        gap = ours[key] - spqr[key]
+        found.append(expected(f"{key}: loss with 1 % outliers less SpQR's, below 0", gap, lambda g: g < 0.0))
+    return found
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

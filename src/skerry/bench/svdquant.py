@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from skerry.bench.quant_rows import by_name, float_note, make_lab, rows_of
+from skerry.bench.train_tables import expectations, expected
 from skerry.quant.activation import GroupDynamic
 from skerry.quant.engine import quantize_model
 from skerry.quant.numerics import AffineGrid
@@ -45,13 +47,42 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
             f"+{at['min-max, groups']['planted w4a4']:.3f})."
         ),
         "table": rows,
-        "tables": {"One layer, 192 to 384, relative squared output error": layers},
+        "tables": {
+            "One layer, 192 to 384, relative squared output error": layers,
+            "Expectations": expectations(met(layers, rows)),
+        },
         "notes": [
             float_note(lab),
             f"Groups of {size} on both sides; the branch is stored in 16 bits and counted in the stored bits.",
             "Rank 32 of a layer of width 128 is a quarter of its rank: at this size the branch is not small.",
         ],
     }
+
+
+def met(layers: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[tuple[str, float | str, bool | None]]:
+    """Return by how much the branch must be ahead of smoothing (as on such layers beforehand), and whether it is."""
+    found = []
+    for row, margin in zip(layers, (2.0, 10.0, 2.0), strict=True):
+        ratio = row["smoothing"] / row["SVDQuant rank 32, rounds"]
+        found.append(
+            expected(
+                f"{row['layer']}: smoothing's error over rank 32's, at least {margin:g}",
+                ratio,
+                lambda r, m=margin: r >= m,
+            )
+        )
+    loud = layers[1]
+    without = loud["SVD without smoothing, rank 32"] / loud["SVDQuant rank 32"]
+    found.append(
+        expected(f"{loud['layer']}: without smoothing before it, at least 10 times", without, lambda r: r >= 10)
+    )
+    at = by_name(rows)
+    order = ["min-max, groups", "smoothing, no branch", *(f"SVDQuant, rank {r}" for r in (4, 8, 16, 32))]
+    for which in ("natural", "planted"):
+        losses = [at[k][f"{which} w4a4"] for k in order]
+        falling = all(b < a for a, b in pairwise(losses))
+        found.append((f"{which}: loss falls from min-max to smoothing to rank 4, 8, 16, 32", losses[-1], falling))
+    return found
 
 
 def _recipe(bits: str, size: int, rank: int, n_grid: int, *, gptq: bool = False) -> Recipe:
