@@ -56,9 +56,59 @@ def test_json_and_the_way_back_to_a_table(skerry, sensor):
     assert json.loads(done.stdout)["rows"] == 800
 
 
+@pytest.fixture(scope="module")
+def readings(tmp_path_factory):
+    """A long table by a local clock that is set back in October: a row for each sensor and ten minutes."""
+    path = tmp_path_factory.mktemp("long") / "readings.csv"
+    stamps = pl.datetime_range(
+        pl.datetime(2026, 10, 22), pl.datetime(2026, 10, 26, 4), "10m", eager=True, time_zone="UTC"
+    ).dt.convert_time_zone("Europe/Paris")
+    n = len(stamps)
+    rng = np.random.default_rng(0)
+    inlet, outlet = (np.sin(np.arange(n) / k) + 0.05 * rng.normal(size=n) for k in (7, 11))
+    outlet[450:456] += 3.0
+    frames = [
+        pl.DataFrame({"when": stamps.dt.strftime("%d.%m.%Y %H:%M"), "sensor": [name] * n, "reading": x})
+        for name, x in (("inlet", inlet), ("outlet", outlet))
+    ]
+    pl.concat(frames).write_csv(path)
+    return path
+
+
+def test_a_long_table_by_a_local_clock_is_read_by_options_and_so_are_later_ones(skerry, readings, tmp_path):
+    how = ["--channel", "sensor", "--value", "reading", "--time-zone", "Europe/Paris", "--time", "when"]
+    model = tmp_path / "m.skerry"
+    done = skerry("detect", readings, *how, "--detector", "forecast", "--json", "--save-model", model)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["series"][0]["channels"] == ["inlet", "outlet"]
+    assert told["steps"] == 601
+    worst = told["events"][0]
+    assert worst["start"] < 456 and worst["stop"] > 450
+    assert worst["reasons"][0].startswith("outlet")
+    assert "2026-10-25 03:30:00" <= worst["first"] <= "2026-10-25 05:00:00"  # by the local clock
+    again = json.loads(skerry("detect", readings, "--model", model, "--json").stdout)
+    assert (again["steps"], again["events"][0]["start"]) == (601, worst["start"])
+    hourly = skerry("detect", readings, *how, "--detector", "forecast", "--json", "--step", "1h")
+    assert json.loads(hourly.stdout)["steps"] == 101
+
+
+def test_what_is_told_of_reading_names_options_of_the_command(skerry, sensor, readings):
+    told = json.loads(skerry("detect", sensor, "--detector", "forecast", "--json").stdout)
+    assert any("found, say --time if it is another" in note for note in told["notes"])
+    done = skerry("detect", readings, "--time", "when", "--by", "sensor", "--order", "error", "--detector", "forecast")
+    assert done.returncode == 1
+    assert "--order sort or 'keep'" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
+        (["--time-zone", "Mars/Olympus"], 1, "unknown time zone"),
+        (["--step", "soon"], 1, "step"),
+        (["--order", "random"], 1, "unknown order"),
+        (["--value", "value"], 1, "--value goes with --channel"),
+        (["--follow", "--time-zone", "UTC"], 2, "--time-zone does nothing with --follow"),
         (["--kind", "video"], 2, "--kind must be"),
         (["--detector", "oracle"], 2, "unknown detector"),
         (["--kind", "series", "--detector", "knn"], 2, "unknown series detector"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from skerry.detect.tabular.pipeline import TableModel
 
 __all__ = ["detect"]
+
+
+def _reading(words: str) -> Any:
+    return typer.Option(help=words, rich_help_panel="How a series is read")
+
+
+def _events(words: str, **limits: Any) -> Any:
+    return typer.Option(help=words, rich_help_panel="Events of a series", **limits)
 
 
 def detect(
@@ -41,21 +49,30 @@ def detect(
     sample_rows: Annotated[int, typer.Option(min=2, help="Larger tables are fitted on a sample.")] = 200_000,
     engine: Annotated[str, typer.Option(help="local, or ray: rows are scored by Ray Data.")] = "local",
     kind: Annotated[str, typer.Option(help="table, series, or auto: a steady time column makes a series.")] = "auto",
-    time: Annotated[str | None, typer.Option(help="Series: the time column (by default it is found).")] = None,
-    by: Annotated[str | None, typer.Option(help="Series: the column that tells several series apart.")] = None,
-    train_share: Annotated[float | None, typer.Option(help="Series: learn from this first share alone.")] = None,
-    merge_gap: Annotated[int, typer.Option(min=0, help="Series: unflagged steps inside one event.")] = 32,
-    min_length: Annotated[int, typer.Option(min=1, help="Series: steps of the shortest event.")] = 1,
-    cooldown: Annotated[int, typer.Option(min=0, help="Series: silent steps after an event.")] = 0,
-    follow: Annotated[bool, typer.Option(help="Series: tell events of - or of a growing file at once.")] = False,
-    state: Annotated[Path | None, typer.Option(help="With --follow: saved here, and resumed from here.")] = None,
-    warmup: Annotated[int, typer.Option(min=20, help="With --follow: rows learned from first.")] = 500,
+    time: Annotated[str | None, _reading("The time column (by default it is found); '' takes rows as steps.")] = None,
+    by: Annotated[str | None, _reading("The column that tells several series apart.")] = None,
+    channel: Annotated[str | None, _reading("Of a long table: the column that names the channels.")] = None,
+    value: Annotated[str | None, _reading("Of a long table: the column of their values.")] = None,
+    time_zone: Annotated[str | None, _reading("The zone of a local clock, such as Europe/Paris.")] = None,
+    time_format: Annotated[str | None, _reading("How stamps are written: %d.%m.%Y %H:%M, s, ms ...")] = None,
+    step: Annotated[str | None, _reading("A grid that the series is put on: 1s, 5min, 1h ...")] = None,
+    order: Annotated[str, _reading("What a clock that goes back means: auto, sort, keep or error.")] = "auto",
+    duplicates: Annotated[str, _reading("Rows of one stamp: auto, mean, first, last or error.")] = "auto",
+    train_share: Annotated[float | None, _events("Learn from this first share alone.")] = None,
+    merge_gap: Annotated[int, _events("Unflagged steps inside one event.", min=0)] = 32,
+    min_length: Annotated[int, _events("Steps of the shortest event.", min=1)] = 1,
+    cooldown: Annotated[int, _events("Silent steps after an event.", min=0)] = 0,
+    follow: Annotated[bool, _events("Tell events of - or of a growing file at once.")] = False,
+    state: Annotated[Path | None, _events("With --follow: saved here, and resumed from here.")] = None,
+    warmup: Annotated[int, _events("With --follow: rows learned from first.", min=20)] = 500,
 ) -> None:
     """Find the rows of a table, or the moments of a series, that do not belong, and say why.
 
     Example: `skerry detect payments.csv --threshold contamination:0.01 --report findings.html`
 
     Example: `skerry detect sensors.csv --kind series --merge-gap 30 --out scores.csv`
+
+    Example: `skerry detect readings.csv --channel sensor --value reading --time-zone Europe/Paris`
 
     Example: `skerry detect january.csv --kind series --save-model pump.skerry`, later `skerry detect february.csv
     --model pump.skerry`
@@ -66,6 +83,12 @@ def detect(
     if kind not in ("auto", "table", "series"):
         raise typer.BadParameter(f"--kind must be auto, table or series, got {kind!r}")
     usable_engine(engine)
+    how = {
+        "time": time, "by": by, "channel": channel, "value": value, "time_zone": time_zone,
+        "time_format": time_format, "step": step, "order": None if order == "auto" else order,
+        "duplicates": None if duplicates == "auto" else duplicates,
+    }  # fmt: skip
+    how = {option: given for option, given in how.items() if given is not None}
     if follow:
         from skerry.app.detect_follow import follow as follow_stream
 
@@ -80,7 +103,8 @@ def detect(
             "--save-model": save_model,
             "--reference": reference,
         }
-        for option, given in (idle | {"--train-share": train_share, "--by": by}).items():
+        idle |= {f"--{option.replace('_', '-')}": given for option, given in how.items() if option != "time"}
+        for option, given in (idle | {"--train-share": train_share}).items():
             if given is not None:
                 raise typer.BadParameter(f"{option} does nothing with --follow; leave it out")
         named = getattr(context.get_parameter_source("detector"), "name", "") != "DEFAULT"
@@ -111,7 +135,7 @@ def detect(
         if kinds == ["series"]:
             words = f"{detector} is a detector of series"
         elif "series" in kinds:
-            words = _time_words(path, time, by)
+            words = _time_words(path, how)
         kind = "series" if words else "table"
         if words and engine != "local":
             kind, words = "table", ""  # only rows are spread over machines
@@ -124,7 +148,7 @@ def detect(
             raise typer.BadParameter("--reference, --model and --train-share exclude each other")
         alarm = {"merge_gap": merge_gap, "min_length": min_length, "cooldown": cooldown}
         detect_series(
-            path, detector, threshold, label, out, report, top, explain, as_json, seed, time, by, train_share, alarm,
+            path, detector, threshold, label, out, report, top, explain, as_json, seed, how, train_share, alarm,
             words, reference, fitted, save_model,
         )  # fmt: skip
         return
@@ -219,10 +243,10 @@ def _kinds_of(detector: str, kind: str) -> list[str]:
     return found
 
 
-def _time_words(path: str, time: str | None, by: str | None) -> str:
-    """Return why a file is to be read as a series, "" if it is a table."""
-    if time is not None or by is not None:
-        return "--time and --by speak of series"
+def _time_words(path: str, how: dict[str, str]) -> str:
+    """Return why a file is to be read as a series, "" if it is a table; ``how``: options of reading one."""
+    if how:
+        return f"--{next(iter(how)).replace('_', '-')} speaks of series"
     if path == "-":
         return ""  # a pipe cannot be read twice
     from skerry.data.series import find_time_column

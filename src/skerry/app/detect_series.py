@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
     from skerry.core.series_findings import SeriesFindings
     from skerry.detect.series.series_model import SeriesModel
 
-__all__ = ["detect_series"]
+__all__ = ["as_options", "detect_series"]
 
+OPTIONS = ("time", "by", "channel", "value", "time_zone", "time_format", "step", "order", "duplicates", "train_share")
 MANY = 50  # events beyond which a person is told how to have fewer
 
 
@@ -31,8 +33,7 @@ def detect_series(
     explain: bool,
     as_json: bool,
     seed: int,
-    time: str | None,
-    by: str | None,
+    how: dict[str, Any],
     train_share: float | None,
     alarm: dict[str, int],
     words: str,
@@ -40,7 +41,8 @@ def detect_series(
     model: SeriesModel | None = None,
     save_model: Path | None = None,
 ) -> None:
-    """Run the search and print it; ``words`` say why the file is taken for a series."""
+    """Run the search and print it; ``how`` is the file read, ``words`` say why it is taken for a series."""
+    from skerry.core.errors import DataError, ParameterError
     from skerry.core.events import AlarmRule
 
     if model is not None and threshold != "auto":
@@ -50,26 +52,31 @@ def detect_series(
     with quiet_warnings() as warned, progress("series") as update:
         from skerry.detect.series.pipeline import find_events
 
-        reading: dict[str, Any] = {} if by is None else {"by": by}
-        if time is not None:
-            reading["time"] = False if time == "" else time
-        findings = find_events(
-            path,
-            detector=detector,
-            threshold=threshold,
-            alarm=AlarmRule(**alarm),
-            train_share=train_share,
-            reference=reference,
-            model=model,
-            label=label,
-            out=out,
-            top=top,
-            explain=explain,
-            random_state=seed,
-            on_progress=update,
-            on_fitted=None if save_model is None else keep.append,
-            **reading,
-        )
+        reading = dict(how)
+        if reading.get("time") == "":
+            reading["time"] = False
+        if "step" in reading:
+            reading["step"] = _number(reading["step"])
+        try:
+            findings = find_events(
+                path,
+                detector=detector,
+                threshold=threshold,
+                alarm=AlarmRule(**alarm),
+                train_share=train_share,
+                reference=reference,
+                model=model,
+                label=label,
+                out=out,
+                top=top,
+                explain=explain,
+                random_state=seed,
+                on_progress=update,
+                on_fitted=None if save_model is None else keep.append,
+                **reading,
+            )
+        except (DataError, ParameterError) as error:
+            raise type(error)(as_options(str(error))) from None
         if save_model is not None:
             from skerry.core.persistence import save
 
@@ -77,6 +84,7 @@ def detect_series(
     if words:
         findings.notes.insert(0, f"read as a series: {words}")
     findings.notes.extend(warned)
+    findings.notes = [as_options(note) for note in findings.notes]
     findings.command = shlex.join(["skerry", *sys.argv[1:]])
     if report is not None:
         findings.to_html(report)
@@ -87,6 +95,27 @@ def detect_series(
     for kind, where in (("scores", out), ("report", report), ("model", save_model)):
         if where is not None:
             typer.echo(f"{kind}: {where}")
+
+
+def as_options(text: str) -> str:
+    """Return a message that names arguments of ``read_series`` as one that names those of the command.
+
+    >>> as_options("say time= if it is another, or order='keep'; time=False: rows are steps")
+    "say --time if it is another, or --order keep; --time '': rows are steps"
+    """
+
+    def option(found: re.Match) -> str:
+        given = "''" if found[2] == "False" else (found[2] or "").strip("'")
+        return f"--{found[1].replace('_', '-')}" + (f" {given}" if given else "")
+
+    return re.sub(rf"(?<![\w-])({'|'.join(OPTIONS)})=('[^']*'|False)?", option, text)
+
+
+def _number(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _print(findings: SeriesFindings, explain: bool) -> None:

@@ -7,6 +7,7 @@ import pytest
 from skerry.core.errors import DataError, ParameterError
 from skerry.core.events import AlarmRule
 from skerry.core.metrics import roc_auc
+from skerry.core.series_detector import SeriesDetector
 from skerry.detect.series.forecast import Forecast
 from skerry.detect.series.pipeline import find_events
 
@@ -88,6 +89,29 @@ def test_learning_from_the_first_share_does_not_see_the_event(pumps):
     found = find_events(south, detector="forecast", train_share=0.5)
     model = Forecast().fit(south.select("load", "pressure").to_numpy()[:450])
     np.testing.assert_allclose(found.series[0].scores, model.anomaly_score(found.series[0].values))
+
+
+class _Itself(SeriesDetector):
+    """The score of a step is its value."""
+
+    def __init__(self, threshold="auto"):
+        self.threshold = threshold
+
+    def _fit(self, X):
+        pass
+
+    def _score(self, X):
+        return X[:, 0]
+
+
+def test_a_threshold_above_every_score_says_how_to_have_a_lower_one():
+    skewed = np.minimum(np.exp(1.2 * np.random.default_rng(0).normal(size=2_000)), 12.0)
+    found = find_events(skewed, detector=_Itself(), time=False)
+    assert found.n_events == 0
+    assert any("above all of them: threshold contamination:0.01" in note for note in found.notes)
+    for rule, x in (("contamination:0.1", skewed), ("auto", np.sin(np.arange(900.0)))):
+        other = find_events(x, detector=_Itself(), threshold=rule, time=False)
+        assert not any("above all of them" in note for note in other.notes)
 
 
 def test_a_quiet_series_has_no_event():

@@ -109,6 +109,7 @@ def test_another_pace_is_told(model):
     [
         (lambda root: root["v"].pop("detectors_"), "no fitted detectors"),
         (lambda root: root["v"].update(detectors_={"t": "dict", "v": []}), "no fitted detectors"),
+        (lambda root: root["v"].update(reading_={"t": "dict", "v": [["engine", "x"]]}), "how its table was read"),
         (lambda root: root["v"]["channels_"]["v"][0][1]["v"].append("z"), "no fitted detector of its 3 channels"),
         (lambda root: root["v"]["detectors_"]["v"][0].__setitem__(1, 7), "no fitted detector"),
         (lambda root: root["v"]["detectors_"]["v"][0][1]["v"].pop("coef_", None), "cannot score"),

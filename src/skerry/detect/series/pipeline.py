@@ -20,7 +20,7 @@ from skerry.core.files import atomic_write
 from skerry.core.metrics import average_precision, roc_auc
 from skerry.core.series_detector import SeriesDetector, forward_filled
 from skerry.core.series_findings import ScoredSeries, SeriesEvent, SeriesFindings
-from skerry.core.threshold import Threshold, conformal_p_value
+from skerry.core.threshold import Auto, Threshold, conformal_p_value
 from skerry.data.series import SeriesFrame, read_series
 from skerry.data.tables import open_table
 from skerry.detect.series.reasons import blame_of
@@ -115,7 +115,7 @@ def find_events(
     template = learner.template()  # a name that does not exist is told before anything is read
     name, labels, source = _without_label(source, label)
     if reference is not None:
-        learner.fit(read_series(_without(reference, label), **reading))
+        learner.fit(read_series(_without(reference, label), **reading)).remember(reading)
         model = learner
     if model is not None:
         model.check()
@@ -132,7 +132,10 @@ def find_events(
     found: list[tuple[float, SeriesEvent]] = []
     every: list[list[Event]] = []
     learnt = {id(frame) for frame in longest_pieces(frames)} if on_fitted is not None else set()
-    learner = learner.start() if model is None else model
+    if model is None:
+        learner.start().remember(reading)
+    else:
+        learner = model
     on_progress(0, len(frames))
     for i, frame in enumerate(frames):
         if model is None:
@@ -266,6 +269,11 @@ def _one(
     labels = [frame.when(int(i)) for i in np.linspace(0, len(frame) - 1, min(len(frame), LABELS))]
     cut = float(np.median(cuts))
     notes = list(frame.notes)
+    if isinstance(model.threshold_rule_, Auto) and not flags.any() and _out_of_reach(model):
+        notes.append(
+            "the scores have so long a tail that the automatic threshold lies above all of them: "
+            "threshold contamination:0.01 flags the highest hundredth, train_share=0.5 learns from the first half"
+        )
     if np.isinf(cuts).all():
         notes.append(f"no step can be flagged by {model.threshold_rule_}: {_too_few(model)}")
     elif np.ptp(cuts[np.isfinite(cuts)]) > 0:
@@ -287,6 +295,12 @@ def _explained(model: SeriesDetector, X: NDArray, steps: list[int]) -> dict[int,
         piece[0] = filled[first]
         found[step] = model.explain(piece)[-1]
     return found
+
+
+def _out_of_reach(model: SeriesDetector) -> bool:
+    """Whether scores lie beyond the plain fence of a boxplot, but skewness put the adjusted one above them all."""
+    q1, q3 = np.quantile(model.reference_scores_, [0.25, 0.75])
+    return bool(q3 + 1.5 * (q3 - q1) < model.reference_scores_[-1] < model.threshold_)
 
 
 def _too_few(model: SeriesDetector) -> str:

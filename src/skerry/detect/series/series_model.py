@@ -17,6 +17,8 @@ from skerry.detect.series.registry import make_series_detector
 
 __all__ = ["SeriesModel"]
 
+KEPT = ("channel", "value", "time_zone", "time_format", "step", "order", "duplicates", "max_gap")  # options of reading
+
 
 class SeriesModel(BaseEstimator):
     """One detector for each series of a table.
@@ -38,6 +40,7 @@ class SeriesModel(BaseEstimator):
         The typical step, and whether it is of the calendar.
     time_column_ : str
     keys_ : list of str
+    reading_ : dict of str to str or float
         How the table was read: later ones are read alike.
 
     Examples
@@ -89,6 +92,7 @@ class SeriesModel(BaseEstimator):
         self.channels_: dict[str, list[str]] = {}
         self.steps_: dict[str, tuple[float, bool]] = {}
         self.time_column_, self.keys_ = "", []
+        self.reading_: dict[str, Any] = {}
         return self
 
     def keep(self, frame: SeriesFrame, detector: SeriesDetector) -> None:
@@ -97,6 +101,10 @@ class SeriesModel(BaseEstimator):
         self.channels_[frame.key] = list(frame.channels)
         self.steps_[frame.key] = (float(frame.step), frame.time.dtype.kind == "M")
         self.time_column_, self.keys_ = frame.time_column, list(frame.keys)
+
+    def remember(self, reading: dict[str, Any]) -> None:
+        """Keep the options that the table was read with; its time column and keys are kept by :meth:`keep`."""
+        self.reading_ = {k: reading[k] for k in KEPT if k in reading}
 
     def set_threshold(self, threshold: str | float | Threshold) -> Self:
         """Swap the rule of every detector, see :meth:`~skerry.core.series_detector.SeriesDetector.set_threshold`."""
@@ -107,7 +115,8 @@ class SeriesModel(BaseEstimator):
 
     def reading(self, columns: list[str], **given: Any) -> dict[str, Any]:
         """Return the options to read a later table of these columns with: those given, else as the first was read."""
-        out = dict(given)
+        kept = getattr(self, "reading_", {})  # models of older files have none
+        out = {k: v for k, v in kept.items() if k not in ("channel", "value") or kept.get("channel") in columns} | given
         if "time" not in out and (not self.time_column_ or self.time_column_ in columns):
             out["time"] = self.time_column_ or False
         if "by" not in out and self.keys_:
@@ -151,6 +160,11 @@ class SeriesModel(BaseEstimator):
         detectors, channels, steps = (part if isinstance(part, dict) else {} for part in parts)
         if not detectors or not set(detectors) == set(channels) == set(steps):
             raise ModelError("the model of series holds no fitted detectors, or parts that do not fit each other")
+        kept = getattr(self, "reading_", {})
+        if not isinstance(kept, dict) or not all(
+            k in KEPT and isinstance(v, (str, int, float)) for k, v in kept.items()
+        ):
+            raise ModelError("the model of series does not say how its table was read")
         for key, detector in detectors.items():
             fitted = isinstance(detector, SeriesDetector) and hasattr(detector, "threshold_rule_")
             if not fitted or getattr(detector, "n_features_in_", -1) != len(channels[key]):
