@@ -283,6 +283,58 @@ def test_along_columns_the_grids_of_gptq_are_kept(make_layer):
     assert found.objective <= gptq.objective
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    which=st.sampled_from([ROW, AffineGrid(2, symmetric=False, group_size=12), AffineGrid(4, scale_dtype="bfloat16")]),
+    outliers=st.sampled_from([0.0, 0.02]),
+)
+def test_refitted_scales_lower_the_error(make_layer, seed, which, outliers):
+    layer = make_layer(12, 48, seed=seed, tokens=80, outliers=5)
+    plain = QuantEase(sweeps=4, outliers=outliers).solve(layer.W, layer.statistics, which)
+    found = QuantEase(sweeps=4, outliers=outliers, refit=True).solve(layer.W, layer.statistics, which)
+    assert found.objective == pytest.approx(layer.error(found.dense()), rel=1e-4)
+    assert found.weight.scale.dtype == plain.weight.scale.dtype
+    assert bool((found.weight.scale > 0).all())
+    assert found.weight.codes.min() >= which.qmin and found.weight.codes.max() <= which.qmax
+    if not outliers:
+        path = [found.info["start"], *found.trace]
+        assert all(b <= a * (1 + 1e-9) for a, b in itertools.pairwise(path))
+        assert found.objective <= GPTQ().solve(layer.W, layer.statistics, which).objective * (1 + 1e-9)
+
+
+def test_refitting_pays_on_the_whole(make_layer):
+    ratios = []
+    for seed in range(6):
+        layer = make_layer(24, 64, seed=seed, outliers=12)
+        a, b = (QuantEase(refit=r).solve(layer.W, layer.statistics, ROW).objective for r in (True, False))
+        ratios.append(a / b)
+    assert max(ratios) < 1.0
+
+
+def test_one_refit_is_the_least_squares_solution(make_layer):
+    """With one group a row the best scale is a quotient; no other scale does better."""
+    layer = make_layer(8, 24)
+    scale, zero = ROW.fit(layer.W)
+    codes = ROW.codes(layer.W, scale, zero)
+    state = state_of(layer, ROW, codes)
+    before = state.error()
+    assert state.refit() > 0
+    unit = (codes - zero).double()
+    best = ((unit @ layer.gram) * layer.W.double()).sum(1) / ((unit @ layer.gram) * unit).sum(1)
+    torch.testing.assert_close(state.scale[:, 0].double(), best, rtol=1e-5, atol=0)
+    assert state.error() < before
+    assert state.error() == pytest.approx(layer.error(unit * state.scale.double()), rel=1e-6)
+    assert state.refit() == 0 or state.error() == pytest.approx(layer.error(unit * best[:, None]), rel=1e-6)
+
+
+def test_scales_along_columns_are_not_refitted(make_layer):
+    layer = make_layer(8, 16)
+    for grid in (AffineGrid(3, group_size=8, axis=0), AffineGrid(3, group_size=0)):
+        with pytest.raises(ParameterError, match=r"fc1.*along rows"):
+            QuantEase(refit=True).solve(layer.W, layer.statistics, grid, name="fc1")
+
+
 def test_dead_inputs(make_layer):
     layer = make_layer(8, 20)
     X = layer.X.clone()
