@@ -126,3 +126,24 @@ def test_presets_fit_the_classes_of_transformers(preset):
     with OutlierProbe(net, preset) as probe:
         net(batches(1)[0][0])
     assert len(probe.table) == n
+
+
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_models_of_transformers_are_measured(name):
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    size = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    if name == "llama":
+        net = transformers.LlamaForCausalLM(transformers.LlamaConfig(intermediate_size=24, **size))
+    else:
+        net = transformers.OPTForCausalLM(transformers.OPTConfig(ffn_dim=24, word_embed_proj_dim=16, **size))
+    data = batches(1)
+    found = measure(net.eval(), data)
+    loss = torch.nn.functional.cross_entropy(net(data[0][0]).logits.flatten(0, 1), data[0][1].flatten())
+    assert found["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert 0 < found["sink, mean head"] < 1 and found["value drain"] > 0 and found["excess kurtosis"] >= 0
+    named = measure(net, [({"input_ids": x}, y) for x, y in data])
+    assert named == pytest.approx(found, rel=1e-5)
+    assert mean_excess_kurtosis(net, [x for x, _ in data]) >= 0
+    with pytest.raises(ModelError, match="without logits"):
+        measure(net.model, data)

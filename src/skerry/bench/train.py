@@ -191,6 +191,14 @@ def _expectations(by_setting: dict[str, dict]) -> list[tuple]:
                      mean(b, "Adam", "W4A4 k, loss") - mean(b, "OSP", "W4A4 k, loss"), lambda v: v > 0),
             expected("Bytes: every variant loses below 0.01 nats at W8A8 per tensor",
                      max((v["W8A8 t"] for v in b.values()), default=float("nan")), lambda v: v < 0.01),
+            expected("Bytes: Adam's kurtosis at a rate of 1e-2 to that at 3e-3, above 1.5",
+                     mean(b, "Adam, lr 1e-2", "excess kurtosis") / mean(b, "Adam", "excess kurtosis"),
+                     lambda v: v > 1.5),
+            expected("Bytes: at a rate of 5e-4 no outliers (Adam's kurtosis to its floor, below 1.2)",
+                     mean(b, "Adam, lr 5e-4", "excess kurtosis") / mean(b, "Adam", "floor"), lambda v: v < 1.2),
+            *(expected(f"Bytes: {name} gains nothing in loss beyond 0.03 nats (its gain)",
+                       mean(b, "Adam", "loss") - mean(b, f"Adam, {name}", "loss"), lambda v: v < 0.03)
+              for name in ("GatedNorm", "PreAffine", "SSNorm", "clip")),
         ]  # fmt: skip
     for setting in ("masked", "images"):
         c = by_setting.get(setting, {})

@@ -28,7 +28,7 @@ from skerry.deep.outlier_metrics import (
     sink_mass,
     value_drain,
 )
-from skerry.deep.stream import first_tensor, stream_blocks, watch_attention
+from skerry.deep.stream import call, first_tensor, stream_blocks, watch_attention
 
 __all__ = ["OutlierProbe", "PRESETS", "mean_excess_kurtosis", "measure", "token_loss"]
 
@@ -65,6 +65,13 @@ def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
 
 
+def _logits(output: Any) -> Tensor:
+    found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if found is None:
+        raise ModelError(f"the model returns a {type(output).__name__} without logits: a loss needs them")
+    return found
+
+
 class _Layer:
     """Sums of one block's output over batches."""
 
@@ -85,15 +92,17 @@ class _Layer:
 
 
 @torch.no_grad()
-def measure(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
+def measure(model: nn.Module, batches: Sequence[tuple[Any, Tensor]]) -> dict[str, float]:
     """Return loss and outlier metrics of a transformer on ``batches`` of inputs and targets.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Its blocks are found by :func:`skerry.deep.stream.stream_blocks`; it returns logits.
+        Its blocks are found by :func:`skerry.deep.stream.stream_blocks`; it returns logits, or an object that has them
+        as those of ``transformers`` do.
     batches : sequence of (inputs, targets)
-        16 sequences each in the laboratory, so that ``peak`` compares.
+        Inputs may be a mapping of named arguments. Targets stand where the logits do: the next tokens of a language
+        model, -100 where nothing is asked. 16 sequences each in the laboratory, so that ``peak`` compares.
 
     Returns
     -------
@@ -136,7 +145,7 @@ def measure(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> dict[
     try:
         with watch_attention(model, see_attention):
             for x, y in batches:
-                logits = model(x)
+                logits = _logits(call(model, x))
                 counted = int((y != -100).sum())
                 total += float(token_loss(logits, y)) * counted if counted else 0.0
                 right += int((logits.argmax(-1) == y).sum())
@@ -217,7 +226,7 @@ def mean_excess_kurtosis(
     model.eval()
     try:
         for x in batches:
-            model(x.reshape(-1, 1) if mode == "released" else x)
+            call(model, x.reshape(-1, 1) if mode == "released" else x)
     finally:
         model.train(training)
         for hook in hooks:
