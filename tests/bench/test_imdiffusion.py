@@ -6,6 +6,7 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra 'deep'")
 
 from skerry.bench import imdiffusion
+from skerry.core.errors import ParameterError
 from skerry.core.metrics import average_precision
 from skerry.data.series_sets import LabelledSeries
 from skerry.detect.series.forecast import Forecast
@@ -22,7 +23,7 @@ def series(data, group, names=None):
     X[500:510, 0] += 3.0
     label = np.zeros(400, dtype=bool)
     label[200:210] = True
-    yield LabelledSeries(group, names[0], X[:300], X[300:], label, ["a", "b"])
+    yield LabelledSeries(group, names[0] if names else "all", X[:300], X[300:], label, ["a", "b"])
 
 
 @pytest.fixture
@@ -44,6 +45,21 @@ def test_every_method_is_measured_and_the_figures_are_true(tiny, tmp_path):
     assert ridge["seed sd of AUC-PR"] == 0
     assert {r["met"] for r in found["tables"]["Expectations"]} <= {"yes", "no"}
     assert f"{sum(r['met'] == 'yes' for r in found['tables']['Expectations'])} of 6 expectations" in found["claim"]
+
+
+def test_presets_take_whole_series_and_name_what_they_do_not_know(tiny, tmp_path, monkeypatch):
+    assert {k: v for k, v in imdiffusion.PAPER.items() if k in ("window", "n_steps", "channels", "n_layers")} == {
+        "window": 100, "n_steps": 50, "channels": 64, "n_layers": 4
+    }  # fmt: skip
+    monkeypatch.setitem(imdiffusion.SIZES["brief"], "updates", 7)
+    found = imdiffusion.run(False, tmp_path, 0, lambda text: None, preset="brief", seeds=1, variants="smd")
+    (shape,) = found["tables"]["Series"]
+    assert (shape["series"], shape["train"], shape["test"]) == ("smd/all", 300, 400)
+    assert 7 <= shape["updates at most"] < 7 + 2  # 36 windows in batches of 32
+    with pytest.raises(ParameterError, match="unknown preset 'huge'"):
+        imdiffusion.run(False, tmp_path, 0, print, preset="huge")
+    with pytest.raises(ParameterError, match="unknown set 'sdm'"):
+        imdiffusion.run(False, tmp_path, 0, print, variants="sdm/machine-1-6")
 
 
 def test_the_delay_is_that_of_the_highest_hundredth():

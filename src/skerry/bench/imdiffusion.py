@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skerry.core.errors import DataError, MissingExtra
+from skerry.core.errors import DataError, MissingExtra, ParameterError, nearest
 from skerry.core.metrics import average_detection_delay, average_precision, point_adjusted_f1, vus_pr
-from skerry.data.series_sets import LabelledSeries, labelled_series
+from skerry.data.series_sets import SERIES_GROUPS, LabelledSeries, labelled_series
 from skerry.detect.series.forecast import Forecast
 from skerry.detect.series.imdiffusion import ImDiffusion
 from skerry.detect.series.windowed import Windowed
@@ -26,9 +26,25 @@ from skerry.detect.tabular.isolation_forest import IsolationForest
 from skerry.detect.tabular.pca import PCA
 
 SERIES = (("asd", "omi-2"), ("asd", "omi-4"), ("asd", "omi-7"))  # none of them was looked at before
-SIZES = {
-    "full": {"series": 2, "train": 2_000, "test": 1_500, "seeds": 2, "epochs": 10},
-    "quick": {"series": 1, "train": 300, "test": 600, "seeds": 1, "epochs": 1},
+BRIEF = (*((("asd", f"omi-{k}")) for k in (1, 2, 4, 5, 7, 8, 10, 11)), ("smd", "machine-1-6"), ("smd", "machine-2-1"),
+         ("msl", "C-1"), ("msl", "M-1"), ("msl", "T-4"))  # fmt: skip
+PAPER = {"window": 100, "mask_split": 10, "n_steps": 50, "vote_last": 30, "vote_every": 3, "channels": 64}
+PAPER |= {"n_layers": 4, "n_heads": 8, "train_stride": 1, "batch_size": 12, "patience": 6, "learning_rate": 1e-3}
+PAPER |= {"dropout": 0.1}
+BATCH = {"batch_size": 32}
+# None: the whole part. "epochs" of the paper are an upper bound, the patience ends them
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {"series": SERIES[:2], "train": 2_000, "test": 1_500, "seeds": 2, "epochs": 10},
+    "quick": {"series": SERIES[:1], "train": 300, "test": 600, "seeds": 1, "epochs": 1},
+    "brief": {
+        "series": BRIEF,
+        "train": None,
+        "test": None,
+        "seeds": 3,
+        "updates": 1_500,
+        "network": {"batch_size": 32},
+    },
+    "paper": {"series": (("smd", None),), "train": None, "test": None, "seeds": 6, "epochs": 100, "network": PAPER},
 }
 NETWORK = {"window": 64, "mask_split": 8, "n_steps": 20, "vote_last": 12, "vote_every": 2, "channels": 24}
 NETWORK |= {"n_layers": 2, "n_heads": 4, "train_stride": 4, "batch_size": 16, "patience": None, "learning_rate": 5e-3}
@@ -43,14 +59,38 @@ COMPONENTS, TREES = "PCA on windows", "isolation forest on windows"
 
 def _part(case: LabelledSeries, size: dict[str, Any]) -> tuple[NDArray, NDArray, NDArray]:
     """Return the last training steps, and the test steps around the first anomaly with their labels."""
-    first = int(np.argmax(case.label))
-    begin = int(np.clip(first - size["test"] // 2, 0, max(0, len(case.test) - size["test"])))
-    part = slice(begin, begin + size["test"])
-    return case.train[-size["train"] :], case.test[part], case.label[part]
+    n_train, n_test = size["train"] or len(case.train), size["test"] or len(case.test)
+    begin = int(np.clip(int(np.argmax(case.label)) - n_test // 2, 0, max(0, len(case.test) - n_test)))
+    part = slice(begin, begin + n_test)
+    return case.train[-n_train:], case.test[part], case.label[part]
+
+
+def _updates(n_train: int, network: dict[str, Any]) -> int:
+    """Return the updates of one epoch."""
+    windows = max(1, (n_train - network["window"]) // network["train_stride"] + 1)
+    return -(-windows // network["batch_size"])
+
+
+def _chosen(variants: str) -> tuple[tuple[str, str | None], ...]:
+    """Return (set, series or None for all) of "smd;asd/omi-1"."""
+    found = []
+    for word in filter(None, (w.strip() for w in variants.split(";"))):
+        group, _, name = word.partition("/")
+        if group not in SERIES_GROUPS:
+            raise ParameterError(f"unknown set {group!r}: {nearest(group, SERIES_GROUPS)}")
+        found.append((group, name or None))
+    return tuple(found)
 
 
 def one_step(
-    train: NDArray, test: NDArray, *, forecast: bool, epochs: int, seed: int, network: dict[str, Any]
+    train: NDArray,
+    test: NDArray,
+    *,
+    forecast: bool,
+    epochs: int,
+    seed: int,
+    network: dict[str, Any],
+    device: str = "cpu",
 ) -> NDArray[np.float64]:
     """Return the errors of the same network without diffusion: rebuilding, or forecasting the second half."""
     try:
@@ -59,11 +99,12 @@ def one_step(
         from skerry.deep.threads import one_thread
     except ImportError as error:
         raise MissingExtra(error.name or "torch", "deep") from None
-    det = ImDiffusion(**(network | {"max_epochs": 1}), device="cpu", random_state=seed)
+    det = ImDiffusion(**(network | {"max_epochs": 1}), device=device, random_state=seed)
     det.fit(train[: network["window"]] if len(train) < network["window"] else train)  # scaling and windows are its own
     det.weights_ = {}
-    net, window, batch = det._imputer().net, det.window, det.batch_size
-    shown = torch.ones(window)
+    imputer = det._imputer()
+    net, window, batch, place = imputer.net, det.window, det.batch_size, imputer.device
+    shown = torch.ones(window, device=place)
     if forecast:
         shown[window // 2 :] = 0.0
     target = 1.0 - shown if forecast else shown
@@ -71,10 +112,10 @@ def one_step(
     def windows(X, starts):
         z, _ = det._scaled(X)
         index = starts[:, None] + np.arange(window)
-        return torch.from_numpy(z[:, det.varying_][index].transpose(0, 2, 1).copy()) / det.scale
+        return torch.from_numpy(z[:, det.varying_][index].transpose(0, 2, 1).copy()).to(place) / det.scale
 
     def guess(x):
-        zero = torch.zeros(len(x), dtype=torch.long)
+        zero = torch.zeros(len(x), dtype=torch.long, device=place)
         return net((x * shown)[..., None], zero, zero)
 
     with one_thread():
@@ -98,7 +139,7 @@ def one_step(
             for at in range(0, len(starts), batch):
                 some = starts[at : at + batch]
                 y = windows(test, some)
-                error = (guess(y) - y).abs().amax(dim=1).numpy()
+                error = (guess(y) - y).abs().amax(dim=1).cpu().numpy()
                 for row, start in enumerate(some):
                     begin, end = int(edges[at + row]), int(edges[at + row + 1])
                     out[begin:end] = error[row, begin - start : end - start]
@@ -117,20 +158,40 @@ def measures(label: NDArray, scores: NDArray) -> dict[str, float]:
     }
 
 
-def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> dict[str, Any]:
-    size = SIZES["quick" if quick else "full"]
+def run(
+    quick: bool,
+    data: Path,
+    seed: int,
+    progress: Callable[[str], None],
+    preset: str = "small",
+    device: str = "cpu",
+    seeds: int | None = None,
+    variants: str = "",
+) -> dict[str, Any]:
+    """Run the study.
+
+    ``preset`` is "small", "brief" (whole series, 1,500 updates) or "paper" (its network, whole machines of SMD);
+    ``variants`` are sets or series in place of those of the preset, such as "smd;asd/omi-1".
+    """
+    if preset not in SIZES:
+        raise ParameterError(f"unknown preset {preset!r}: {nearest(preset, SIZES)}")
+    size = SIZES["quick" if quick else preset]
+    network = NETWORK | size.get("network", {})
+    chosen, n_seeds = _chosen(variants) or size["series"], seeds or size["seeds"]
     found: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
     seconds: dict[str, list[float]] = defaultdict(list)
     shapes = []
-    for group, name in SERIES[: size["series"]]:
-        for case in labelled_series(data, group, names=[name]):
+    for group, name in chosen:
+        for case in labelled_series(data, group, names=None if name is None else [name]):
             train, test, label = _part(case, size)
             if not label.any() or label.all():
                 continue
-            full = f"{group}/{name}"
+            full = f"{group}/{case.name}"
+            per_epoch = _updates(len(train), network)
+            epochs = size.get("epochs") or -(-size["updates"] // per_epoch)
             shapes.append({"series": full, "train": len(train), "test": len(test), "channels": test.shape[1],
-                           "anomalous": float(label.mean())})  # fmt: skip
-            for s in range(seed, seed + size["seeds"]):
+                           "anomalous": float(label.mean()), "updates at most": epochs * per_epoch})  # fmt: skip
+            for s in range(seed, seed + n_seeds):
                 progress(f"{full}, seed {s}")
 
                 def note(method, scores, began, label=label, full=full):
@@ -143,9 +204,9 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
                     (RANDOM, {"train_mask": "random"}),
                 ):
                     began = time.process_time()
-                    det = ImDiffusion(
-                        **NETWORK, **parameters, max_epochs=size["epochs"], device="cpu", random_state=s
-                    ).fit(train)
+                    det = ImDiffusion(**network, **parameters, max_epochs=epochs, device=device, random_state=s).fit(
+                        train
+                    )
                     note(method, det.anomaly_score(test), began)
                     if method == VOTES:
                         note(LAST, det._measure(test)["errors"][0], began)
@@ -153,10 +214,10 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
                 for method, forecast in ((REBUILD, False), (FORECAST, True)):
                     began = time.process_time()
                     scores = one_step(
-                        train, test, forecast=forecast, epochs=size["epochs"], seed=s, network=NETWORK
+                        train, test, forecast=forecast, epochs=epochs, seed=s, network=network, device=device
                     )  # fmt: skip
                     note(method, scores, began)
-                window = NETWORK["window"]
+                window = network["window"]
                 for method, peer in (
                     (COMPONENTS, Windowed(PCA(), window=window, stride=4)),
                     (TREES, Windowed(IsolationForest(), window=window, stride=4, random_state=s)),
@@ -165,7 +226,7 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
                     began = time.process_time()
                     note(method, peer.fit(train).anomaly_score(test), began)
     if not shapes:
-        raise DataError(f"{data}: none of {', '.join('/'.join(s) for s in SERIES)} under series there")
+        raise DataError(f"{data}: none of {', '.join('/'.join(filter(None, c)) for c in chosen)} under series there")
 
     def mean(method, figure):
         return float(np.mean([r[figure] for rows in found[method].values() for r in rows]))
@@ -197,8 +258,6 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
     )  # fmt: skip
     peers = [r for r in table if r["method"] in (REBUILD, FORECAST, RIDGE, COMPONENTS, TREES)]
     met = sum(bool(ok) for *_, ok in expectations)
-    n_windows = (min(c["train"] for c in shapes) - NETWORK["window"]) // NETWORK["train_stride"] + 1
-    n_updates = size["epochs"] * -(-n_windows // NETWORK["batch_size"])
     return {
         "title": "Imputation by diffusion, its parts and its peers",
         "claim": (
@@ -223,18 +282,20 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> 
             "Series": shapes,
         },
         "notes": [
-            f"Windows of {NETWORK['window']} in {NETWORK['mask_split']} segments, {NETWORK['n_steps']} diffusion steps "
-            f"of whose last {NETWORK['vote_last']} every second votes, {NETWORK['channels']} channels, "
-            f"{NETWORK['n_layers']} blocks, {size['epochs']} epochs of training stride {NETWORK['train_stride']} in "
-            f"batches of {NETWORK['batch_size']} ({n_updates} updates); the last {size['train']:,} "
-            f"training steps and {size['test']:,} test steps around the first anomaly; {size['seeds']} seeds. The "
-            "brief's own size is 1,500 updates in batches of 32 on 12 series with 3 seeds, which is days on this "
-            "machine; the paper's is about an hour a series on a large accelerator. The figures say nothing on the "
-            "paper's, which also pick their thresholds by the test labels.",
+            f"Windows of {network['window']} in {network['mask_split']} segments, {network['n_steps']} diffusion steps "
+            f"of whose last {network['vote_last']} one in {network['vote_every']} votes, {network['channels']} channels, "
+            f"{network['n_layers']} blocks, training stride {network['train_stride']} in batches of "
+            f"{network['batch_size']}, {n_seeds} seeds; series and updates as told above"
+            + (f", the last {size['train']:,} training steps and {size['test']:,} test steps around the first anomaly"
+               if size["train"] else ", whole series")
+            + f". --preset brief: 1,500 updates in batches of 32 on {len(BRIEF)} series with 3 seeds, days on a machine "
+            "of two cores; the paper's (--preset paper --device cuda) is about an hour a series on a "
+            "large accelerator. Below it the figures say nothing on the paper's, which also pick their thresholds by "
+            "the test labels.",
             "The network departs from the paper's as ImDiffusion's own notes say. That, the batch, the learning rate "
             "and no dropout were chosen by the error of imputing two synthetic waves and held-out training windows of "
             "asd/omi-1, without labels: after 150 updates on four of its channels the mean squared error is 4.3, and "
-            "44.2 for the paper's network and sampling. No series of this study was looked at before it ran.",
+            "44.2 for the paper's network and sampling. No series of the small size was looked at before it ran.",
             "Delay: mean steps to the first alarm when the highest 1 % of the scores are flagged, the whole anomaly "
             "where none falls in it.",
             "PA-F1 takes the best threshold and counts an anomaly as found whole by one hit: for reference only.",
