@@ -31,7 +31,6 @@ BRIEF = (*((("asd", f"omi-{k}")) for k in (1, 2, 4, 5, 7, 8, 10, 11)), ("smd", "
 PAPER = {"window": 100, "mask_split": 10, "n_steps": 50, "vote_last": 30, "vote_every": 3, "channels": 64}
 PAPER |= {"n_layers": 4, "n_heads": 8, "train_stride": 1, "batch_size": 12, "patience": 6, "learning_rate": 1e-3}
 PAPER |= {"dropout": 0.1}
-BATCH = {"batch_size": 32}
 # None: the whole part. "epochs" of the paper are an upper bound, the patience ends them
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"series": SERIES[:2], "train": 2_000, "test": 1_500, "seeds": 2, "epochs": 10},
@@ -283,13 +282,13 @@ def run(
         },
         "notes": [
             f"Windows of {network['window']} in {network['mask_split']} segments, {network['n_steps']} diffusion steps "
-            f"of whose last {network['vote_last']} one in {network['vote_every']} votes, {network['channels']} channels, "
-            f"{network['n_layers']} blocks, training stride {network['train_stride']} in batches of "
+            f"of whose last {network['vote_last']} one in {network['vote_every']} votes, "
+            f"{network['channels']} channels, {network['n_layers']} blocks, training stride {network['train_stride']} in batches of "
             f"{network['batch_size']}, {n_seeds} seeds; series and updates as told above"
             + (f", the last {size['train']:,} training steps and {size['test']:,} test steps around the first anomaly"
                if size["train"] else ", whole series")
-            + f". --preset brief: 1,500 updates in batches of 32 on {len(BRIEF)} series with 3 seeds, days on a machine "
-            "of two cores; the paper's (--preset paper --device cuda) is about an hour a series on a "
+            + f". --preset brief: 1,500 updates in batches of 32 on {len(BRIEF)} series with 3 seeds, days on "
+            "two cores; the paper's (--preset paper --device cuda) is about an hour a series on a "
             "large accelerator. Below it the figures say nothing on the paper's, which also pick their thresholds by "
             "the test labels.",
             "The network departs from the paper's as ImDiffusion's own notes say. That, the batch, the learning rate "
