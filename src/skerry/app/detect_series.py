@@ -140,7 +140,7 @@ def _print(findings: SeriesFindings, explain: bool) -> None:
     if findings.events:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in [*(["series"] if many else []), "from"]:
-            table.add_column(name, no_wrap=name == "from")
+            table.add_column(name, no_wrap=name == "from", overflow="fold")  # names that begin alike stay apart
         for name in ("steps", "score", "p"):
             table.add_column(name, justify="right")
         if explain:

@@ -283,8 +283,8 @@ def run(
         "notes": [
             f"Windows of {network['window']} in {network['mask_split']} segments, {network['n_steps']} diffusion steps "
             f"of whose last {network['vote_last']} one in {network['vote_every']} votes, "
-            f"{network['channels']} channels, {network['n_layers']} blocks, training stride {network['train_stride']} in batches of "
-            f"{network['batch_size']}, {n_seeds} seeds; series and updates as told above"
+            f"{network['channels']} channels, {network['n_layers']} blocks, training stride {network['train_stride']} "
+            f"in batches of {network['batch_size']}, {n_seeds} seeds; series and updates as told above"
             + (f", the last {size['train']:,} training steps and {size['test']:,} test steps around the first anomaly"
                if size["train"] else ", whole series")
             + f". --preset brief: 1,500 updates in batches of 32 on {len(BRIEF)} series with 3 seeds, days on "

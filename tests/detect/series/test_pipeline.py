@@ -61,6 +61,22 @@ def test_the_event_is_found_in_its_series_with_its_channel_and_time(pumps, tmp_p
     assert '"series":"south"' in found.to_json().replace(" ", "")
 
 
+def test_what_is_told_of_many_series_is_told_once_or_under_their_name(pumps):
+    holes = pumps.with_columns(
+        load=pl.when((pl.col("pump") == "south") & (pl.int_range(pl.len()) % 50 == 0))
+        .then(None)
+        .otherwise(pl.col("load"))
+    ).drop("y")
+    notes = find_events(holes, detector="forecast", by="pump").notes
+    assert sum("time is column 'at'" in note for note in notes) == 1
+    assert [note for note in notes if "missing value" in note] == [
+        "south: 18 missing values of 1,800 (1.0%), most in 'load'; left as NaN"
+    ]
+    many = pl.concat([holes.with_columns(pump=pl.col("pump") + str(k)) for k in range(10)])
+    notes = find_events(many, detector="forecast", by="pump").notes
+    assert notes[-1] == "and 2 more notes on single series"
+
+
 def test_the_alarm_rule_and_top_count(pumps):
     south = pumps.filter(pl.col("pump") == "south").drop("pump", "y")
     many = find_events(south, detector="forecast", threshold="contamination:0.05", alarm=AlarmRule())

@@ -31,6 +31,7 @@ from skerry.detect.series.series_model import SeriesModel, longest_pieces
 __all__ = ["find_events"]
 
 FRAME = "<DataFrame>"
+OWN_NOTES = 8  # of single series among many, told with the result; each series keeps all of its own
 LABELS = 201  # stamps kept for the axis of a chart
 
 
@@ -153,8 +154,7 @@ def find_events(
     if on_fitted is not None:
         on_fitted(learner)
     found.sort(key=lambda pair: -pair[0])
-    notes = list(dict.fromkeys(note for s in series for note in s.notes)) if len(series) == 1 else []
-    notes = told + notes
+    notes = told + _notes(series)
     metrics = {}
     if labels is not None:
         metrics, words = _metrics(frames, series, labels, label)
@@ -279,6 +279,14 @@ def _one(
     elif np.ptp(cuts[np.isfinite(cuts)]) > 0:
         notes.append(f"the threshold moves with the scores; the one shown, {cut:.4g}, is its median")
     return ScoredSeries(frame.name, labels, X, frame.channels, scores, flags, cut, notes), events, ranked
+
+
+def _notes(series: list[ScoredSeries]) -> list[str]:
+    """Return what is to tell of all series once, then that of single ones under their names."""
+    common = [note for note in dict.fromkeys(series[0].notes) if all(note in s.notes for s in series)]
+    own = [f"{s.name}: {note}" for s in series for note in dict.fromkeys(s.notes) if note not in common]
+    more = [f"and {len(own) - OWN_NOTES} more notes on single series"] if len(own) > OWN_NOTES else []
+    return common + own[:OWN_NOTES] + more
 
 
 def _explained(model: SeriesDetector, X: NDArray, steps: list[int]) -> dict[int, NDArray[np.float64]]:
