@@ -69,6 +69,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
         os.replace(beside, folder)  # an empty folder may be there
     except BaseException as error:
         shutil.rmtree(beside, ignore_errors=True)
+        if isinstance(error, DataError) and str(beside) in str(error):  # a file of the folder that nobody has seen
+            raise DataError(str(error).replace(str(beside), str(folder))) from None
         if isinstance(error, OSError):
             raise DataError(f"{folder}: cannot be written ({error.strerror or error}); nothing was changed") from None
         raise
