@@ -115,6 +115,8 @@ def quantize_model(
             architecture.prepare(model)
         names = architecture.block_names(model) if architecture.blocks else [""]
         ready = 0 if away else sum(_make_ready(model, name, recipe) for name in names)
+        if not away:
+            _refuse_nothing(ready, recipe)
         for transform in recipe.transforms:
             if isinstance(transform, ModelTransform):
                 report.transforms.append(_whole_model(model, architecture, transform, batches, check))
@@ -144,14 +146,18 @@ def quantize_model(
                 work = _kept(work, i, model, names, report, states, start)
             if away and work is not None:
                 work.let_go(i, model, name)
-        if not ready:
-            raise ModelError(f"no linear layer is left to quantize: the recipe skips {', '.join(recipe.skip)}")
+        _refuse_nothing(ready, recipe)
         progress("", len(names), len(names))
     if away:
         settle(model)
     model.train(was_training)
     report.seconds += time.perf_counter() - started
     return model, report
+
+
+def _refuse_nothing(ready: int, recipe: Recipe) -> None:
+    if not ready:
+        raise ModelError(f"no linear layer is left to quantize: the recipe skips {', '.join(recipe.skip)}")
 
 
 def _whole_model(

@@ -76,11 +76,11 @@ class LiveDetector(BaseEstimator):
 
     Examples
     --------
-    >>> x = np.sin(np.arange(900) / 5) + 0.01 * np.random.default_rng(0).normal(size=900)
-    >>> x[700:704] += 2.0
-    >>> live = LiveDetector(warmup=300)
+    >>> x = np.sin(np.arange(1200) / 5) + 0.01 * np.random.default_rng(0).normal(size=1200)
+    >>> x[1000:1004] += 2.0
+    >>> live = LiveDetector(threshold="extreme:1e-4")
     >>> [(e.kind, e.start) for e in live.feed(x)]
-    [('alarm', '700'), ('end', '700')]
+    [('alarm', '1000'), ('end', '1000')]
     """
 
     detector_: SeriesDetector

@@ -113,16 +113,25 @@ class SplitMambaMixer(nn.Module):
         self.train(mixer.training)
 
     def forward(
-        self, hidden_states: Tensor, cache_params: Any = None, attention_mask: Tensor | None = None, **others: Any
+        self,
+        hidden_states: Tensor,
+        cache: Any = None,
+        attention_mask: Tensor | None = None,
+        cache_params: Any = None,
+        **others: Any,
     ) -> Tensor:
-        """Return the mixer's output (sequences, tokens, d); a cache is continued and updated."""
+        """Return the mixer's output (sequences, tokens, d); a cache is continued and updated.
+
+        ``cache_params`` is what transformers called ``cache`` before its version 5.24.
+        """
+        cache = cache_params if cache is None else cache
         x = _masked(hidden_states, attention_mask)
-        past = None if cache_params is None else cache_params.get_recurrent_state(self.layer_idx, state_idx=0)
-        c = _masked(nn.functional.silu(self._convolved(self.states_proj(x), cache_params)), attention_mask)
+        past = None if cache is None else cache.get_recurrent_state(self.layer_idx, state_idx=0)
+        c = _masked(nn.functional.silu(self._convolved(self.states_proj(x), cache)), attention_mask)
         dt = nn.functional.softplus(self.dt_proj(self.step_proj(c)))
         y, last = self._scan(c, dt, self.B_proj(c), self.C_proj(c), past)
-        if cache_params is not None:
-            cache_params.update_recurrent_state(last, self.layer_idx)
+        if cache is not None:
+            cache.update_recurrent_state(last, self.layer_idx)
         y = y * gated_silu(self.gate_proj(x), self.gate_scale).to(y)
         return self.out_proj(y.to(hidden_states.dtype))
 
@@ -177,14 +186,14 @@ class SplitMambaMixer(nn.Module):
                 raise ModelError(f"a Mamba block has an unknown quantizer for its {name}")
             setattr(self, name, part)
 
-    def _convolved(self, x: Tensor, cache_params: Any) -> Tensor:
+    def _convolved(self, x: Tensor, cache: Any) -> Tensor:
         count = x.shape[1]
         if self.listener is not None:
             self.listener("conv", x)
         x = x.transpose(1, 2)
-        if cache_params is not None:
+        if cache is not None:
             kernel = self.conv1d.kernel_size[0]
-            x = cache_params.update_conv_state(x, self.layer_idx, conv_kernel_size=kernel)
+            x = cache.update_conv_state(x, self.layer_idx, conv_kernel_size=kernel)
         if self.conv_input is not None:
             x = self.conv_input.fake(x)
         width = x.shape[-1]  # the convolution pads both sides: what lies past the last token is cut
@@ -243,14 +252,19 @@ class SplitMambaBlock(nn.Module):
         self.train(block.training)
 
     def forward(
-        self, hidden_states: Tensor, cache_params: Any = None, attention_mask: Tensor | None = None, **others: Any
+        self,
+        hidden_states: Tensor,
+        cache: Any = None,
+        attention_mask: Tensor | None = None,
+        cache_params: Any = None,
+        **others: Any,
     ) -> Tensor:
         """Return the block's output (sequences, tokens, d)."""
         residual = hidden_states
         x = self.norm(hidden_states.to(self.mixer.conv1d.weight.dtype))
         if self.residual_in_fp32:
             residual = residual.to(torch.promote_types(residual.dtype, torch.float32))
-        return residual + self.mixer(x, cache_params=cache_params, attention_mask=attention_mask)
+        return residual + self.mixer(x, cache, attention_mask, cache_params)
 
     def meta(self) -> dict[str, Any]:
         """Return what JSON must keep beside the tensors."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
-__all__ = ["PackedInt4", "PackedInt8"]
+__all__ = ["PackedInt4", "PackedInt8", "int4_lanes"]
 
 CHUNK = 512
-LANES = 64  # outputs of a block of the int4 layout
 
 
 class PackedInt8:
@@ -59,18 +60,18 @@ class PackedInt8:
 
 
 class PackedInt4:
-    """Codes -8 .. 7 (out, in) as torch's int4 product stores them: blocks of 64 outputs, two codes a byte.
+    """Codes -8 .. 7 (out, in) as torch's int4 product stores them: blocks of outputs, two codes a byte.
 
-    The number of outputs is padded to a multiple of 64, the inputs to one of 32.
+    The number of outputs is padded to a multiple of 64, the inputs to one of 32. How many outputs a block has depends
+    on the processor (:func:`int4_lanes`).
     """
 
     def __init__(self, codes: Tensor) -> None:
         self.out, self.width = codes.shape
-        padded = torch.nn.functional.pad(codes, (0, -self.width % 32, 0, -self.out % LANES))
-        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(padded.to(torch.int32) + 8, 1)
+        padded = torch.nn.functional.pad(codes, (0, -self.width % 32, 0, -self.out % 64))
+        self.packed = _packed_int4(padded)
         self.rows, self.columns = padded.shape
-        first = self._block(0, 1)[:, : min(LANES, self.out)]
-        self.readable = bool(torch.equal(first.T, padded[: min(LANES, self.out)].to(torch.int8)))
+        self.lanes = int4_lanes()
 
     @property
     def nbytes(self) -> int:
@@ -90,17 +91,39 @@ class PackedInt4:
         return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, group, scales)
 
     def block(self, start: int, count: int) -> Tensor:
-        """Return the int8 codes (padded in, 64 * count) of some blocks of outputs, transposed."""
-        return self._block(start, count)
+        """Return the int8 codes (padded in, count * lanes) of some blocks of outputs, transposed."""
+        return _int4_block(self.packed, self.columns, self.lanes, start, count)
 
     def codes(self) -> Tensor:
         """Return the int8 codes (out, in)."""
-        parts = [self._block(i, 1).T for i in range(self.rows // LANES)]
-        return torch.cat(parts)[: self.out, : self.width].contiguous()
+        if self.lanes:
+            parts = [self.block(i, 1).T for i in range(self.rows // self.lanes)]
+            return torch.cat(parts)[: self.out, : self.width].contiguous()
+        scales = torch.ones(self.columns // 32, self.rows, 2, dtype=torch.bfloat16)
+        scales[..., 1] = 0.0
+        found = torch.empty(self.out, self.width, dtype=torch.int8)
+        for columns in torch.arange(self.width).split(CHUNK):  # a layout unknown to us: products with unit vectors
+            unit = torch.nn.functional.one_hot(columns, self.columns).bfloat16()
+            found[:, columns[0] : columns[-1] + 1] = self.product(unit, 32, scales)[:, : self.out].T.to(torch.int8)
+        return found
 
-    def _block(self, start: int, count: int) -> Tensor:
-        part = self.packed.reshape(-1, self.columns, LANES // 2)[start : start + count].transpose(0, 1)
-        found = torch.empty(self.columns, count, 2, LANES // 2, dtype=torch.int8)
-        torch.bitwise_and(part, 15, out=found.view(torch.uint8)[:, :, 0])
-        torch.bitwise_right_shift(part, 4, out=found.view(torch.uint8)[:, :, 1])
-        return found.sub_(8).reshape(self.columns, -1)
+
+@cache
+def int4_lanes() -> int:
+    """Return the outputs of a block of torch's int4 layout: 64 with AVX-512, 32 with AVX2, 0 where it is another."""
+    codes = (torch.arange(64 * 32).reshape(64, 32) * 7 // 3 % 16 - 8).to(torch.int8)
+    packed = _packed_int4(codes)
+    return next((n for n in (64, 32) if torch.equal(_int4_block(packed, 32, n, 0, 64 // n), codes.T)), 0)
+
+
+def _packed_int4(codes: Tensor) -> Tensor:
+    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32) + 8, 1)
+
+
+def _int4_block(packed: Tensor, columns: int, lanes: int, start: int, count: int) -> Tensor:
+    """Return the codes (columns, count * lanes) of blocks whose low nibbles hold the first half of the outputs."""
+    part = packed.reshape(-1, columns, lanes // 2)[start : start + count].transpose(0, 1)
+    found = torch.empty(columns, count, 2, lanes // 2, dtype=torch.int8)
+    torch.bitwise_and(part, 15, out=found.view(torch.uint8)[:, :, 0])
+    torch.bitwise_right_shift(part, 4, out=found.view(torch.uint8)[:, :, 1])
+    return found.sub_(8).reshape(columns, -1)

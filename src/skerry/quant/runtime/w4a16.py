@@ -21,12 +21,12 @@ from skerry.quant.parts import QuantizedTensor, Solved
 from skerry.quant.runtime.capability import int4_products
 from skerry.quant.runtime.extras import Extras
 from skerry.quant.runtime.int8_form import on_cpu
-from skerry.quant.runtime.packing import LANES, PackedInt4
+from skerry.quant.runtime.packing import PackedInt4
 
 __all__ = ["Int4Linear"]
 
 MANY = 96  # tokens from which blocks are dequantized: there both cost the same at K = N = 4096
-COUNT = 8  # blocks of 64 outputs at a time
+OUTPUTS = 512  # dequantized at a time
 
 
 class Int4Linear:
@@ -98,7 +98,7 @@ class Int4Linear:
         padded = pad(sent, (0, self.packed.columns - self.packed.width))
         if not len(flat):
             y = torch.zeros(0, self.packed.out)
-        elif len(flat) >= self.many and self.packed.readable:
+        elif len(flat) >= self.many and self.packed.lanes:
             y = self._by_blocks(padded)
         else:
             y = sum(self.packed.product(padded, self.group, s).float() for s in self.scales)
@@ -126,9 +126,10 @@ class Int4Linear:
 
     def _by_blocks(self, x: Tensor) -> Tensor:
         y = torch.empty(len(x), self.packed.rows)
-        for start in range(0, self.packed.rows // LANES, COUNT):
-            codes = self.packed.block(start, min(COUNT, self.packed.rows // LANES - start))
-            part = slice(start * LANES, start * LANES + codes.shape[1])
+        lanes = self.packed.lanes
+        for start in range(0, self.packed.rows, OUTPUTS):
+            part = slice(start, min(start + OUTPUTS, self.packed.rows))
+            codes = self.packed.block(start // lanes, (part.stop - start) // lanes)
             scale, shift = (sum(s[:, None, part, i].float() for s in self.scales) for i in (0, 1))
             if self.shifts is not None:
                 shift = shift + self.shifts[:, None, part]

@@ -33,8 +33,8 @@ class ClippedRTN:
     >>> import torch
     >>> from skerry.quant.numerics import AffineGrid
     >>> found = ClippedRTN(0.5).solve(torch.tensor([[-1.0, 0.5, 0.25, 0.0]]), LayerStatistics(), AffineGrid(bits=3))
-    >>> found.weight.dequantize().round(decimals=3).tolist()
-    [[-0.5, 0.5, 0.333, 0.0]]
+    >>> [round(w, 3) for w in found.weight.dequantize()[0].tolist()]
+    [-0.5, 0.5, 0.333, 0.0]
     """
 
     ratio: float = 0.8
