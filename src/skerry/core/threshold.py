@@ -164,8 +164,9 @@ class Contamination(Threshold):
 
     Examples
     --------
-    >>> float(Contamination(0.2).cutoff([1, 2, 3, 4, 5]))
-    4.0
+    >>> scores = np.array([1, 2, 3, 4, 5])
+    >>> scores[scores > Contamination(0.2).cutoff(scores)]
+    array([5])
     """
 
     fraction: float = 0.1
@@ -175,11 +176,19 @@ class Contamination(Threshold):
             raise ParameterError(f"contamination must lie in [0, 0.5], got {self.fraction!r}")
 
     def cutoff(self, scores: ArrayLike) -> float:
-        """Return the (1 - fraction) empirical quantile of ``scores``; ties at it stay inliers."""
+        """Return a hair above the (1 - fraction) empirical quantile of ``scores``; ties at it stay inliers.
+
+        The hair is a millionth of the way to the next score, at least 8 units in the last place: the last bits of a
+        row's score may depend on how many rows are scored with it, and must not decide.
+        """
         s = _clean(scores)
         n_flag = int(np.floor(self.fraction * s.size + 1e-9))
         k = s.size - 1 - n_flag
-        return float(np.partition(s, k)[k])
+        ordered = np.partition(s, (k, min(k + 1, s.size - 1)))
+        quantile = ordered[k]
+        part = 2.0**-20
+        hair = part * ordered[k + 1] - part * quantile if n_flag else 0.0
+        return float(quantile + max(hair, 8 * np.spacing(abs(quantile))))
 
     def __str__(self) -> str:
         return f"contamination:{self.fraction:g}"
