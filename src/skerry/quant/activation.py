@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -183,6 +184,11 @@ class TensorStatic:
         return _rounded(y, y.new_tensor(self.low), y.new_tensor(self.high), self.bits, self.symmetric).to(x.dtype)
 
 
+def _least_error(tried: list[Any], X: Tensor) -> Any:
+    """Return the first of the quantizers with the least squared error on ``X``."""
+    return min(tried, key=lambda q: float(((q.fake(X) - X) ** 2).sum(dtype=torch.float64)))
+
+
 @dataclass(frozen=True)
 class TokenClip:
     """One scale for everything that leaves the loudest tokens out (token-wise clipping); becomes a ``TensorStatic``.
@@ -238,16 +244,10 @@ class TokenClip:
         tops, bottoms = X.amax(-1).sort().values, (-X.amin(-1)).sort().values
         steps = 10 if self.bits >= 8 else 20
         grid = [1.0 - 0.005 * i for i in range(steps + 1)] if self.keep is None else [self.keep]
-        best: tuple[float, TensorStatic] | None = None
-        for quantile in grid:
-            rank = max(1, math.ceil(quantile * len(X) - 1e-6)) - 1
-            low, high = -float(bottoms[rank]), float(tops[rank])
-            found = TensorStatic(self.bits, self.symmetric, low, high)
-            error = 0.0 if len(grid) == 1 else float(((found.fake(X) - X) ** 2).sum(dtype=torch.float64))
-            if best is None or error < best[0]:
-                best = error, found
-        assert best is not None
-        return best[1]
+        ranks = [max(1, math.ceil(quantile * len(X) - 1e-6)) - 1 for quantile in grid]
+        return _least_error(
+            [TensorStatic(self.bits, self.symmetric, -float(bottoms[r]), float(tops[r])) for r in ranks], X
+        )
 
     def fake(self, x: Tensor) -> Tensor:
         """Refuse: it rounds only once it is calibrated."""
@@ -294,7 +294,7 @@ class TokenRatio:
             raise ModelError("a searched share of the tokens' ranges needs the 'sample' statistic")
         X = statistics.sample.float()
         tried = [TokenDynamic(self.bits, self.symmetric, round(1.0 - 0.01 * i, 2)) for i in range(50)]
-        return min(tried, key=lambda q: float(((q.fake(X) - X) ** 2).sum(dtype=torch.float64)))
+        return _least_error(tried, X)
 
     def fake(self, x: Tensor) -> Tensor:
         """Refuse: it rounds only once it is calibrated."""
