@@ -221,13 +221,15 @@ def _expectations(
     return found
 
 
-def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None]) -> dict[str, Any]:
+def run(
+    quick: bool, data: Path, seed: int, progress: Callable[[str], None], seeds: int | None = None
+) -> dict[str, Any]:
     size = SIZES["quick" if quick else "full"]
-    seeds = [seed + k for k in range(size["seeds"])]
+    chosen = [seed + k for k in range(seeds or size["seeds"])]
     jobs = min(size["jobs"], os.cpu_count() or 1)
     units = []
-    work = Parallel(n_jobs=jobs, return_as="generator")(delayed(study_one)(s, size, data) for s in seeds)
-    for s, unit in zip(seeds, work, strict=True):
+    work = Parallel(n_jobs=jobs, return_as="generator")(delayed(study_one)(s, size, data) for s in chosen)
+    for s, unit in zip(chosen, work, strict=True):
         progress(f"seed {s}: done")
         units.append(unit)
     table = _table(units)
