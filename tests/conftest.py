@@ -17,6 +17,14 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("SKERRY_DATA", ROOT.parent / "shared" / "data"))
 
 
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """Forget what torch compiled: it refuses the ninth form of one function, whichever tests made the others."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
+
+
 @pytest.fixture(scope="session")
 def adbench():
     """The folder of labelled tables."""
