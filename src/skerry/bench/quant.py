@@ -21,6 +21,7 @@ from skerry.bench.quant_cases import BITS, CASES, CLAIMS, verdict
 from skerry.bench.quant_cells import Cells, Judged, Subject, digest_of, float_cell
 from skerry.bench.quant_rows import make_lab
 from skerry.bench.sentence_encoder import ENCODER, check_up, encoder_folder, encoder_subject, input_peaks
+from skerry.bench.train_tables import seconds
 from skerry.core.errors import ParameterError
 from skerry.quant.calibration import run_model
 
@@ -31,12 +32,13 @@ FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Table = dict[tuple[str, str, str], dict[str, Any]]  # (subject, method, bits) to cell
 
 
-def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None], minutes: float = 20.0) -> dict[str, Any]:
-    """Run the study; after ``minutes`` no further cell is begun, and the next run goes on from there."""
+def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None], budget: str = "20m") -> dict[str, Any]:
+    """Run the study; after ``budget`` no further cell is begun, and the next run goes on from there."""
+    allowed = seconds(budget) or math.inf
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _study(quick, data, progress, time.monotonic() + 60.0 * float(minutes))
+        return _study(quick, data, progress, time.monotonic() + allowed)
     finally:
         torch.set_num_threads(threads)
 
