@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from skerry.core.errors import ModelError
 from skerry.quant.activation import TokenDynamic
 from skerry.quant.architectures.base import Architecture
-from skerry.quant.calibration import BlockInputs, output_of, run_model
+from skerry.quant.calibration import BlockInputs, live, mask_of, output_of, run_model
 from skerry.quant.groups import Group
 from skerry.quant.linear import PreparedLinear, QuantizedLinear
 from skerry.quant.numerics import AffineGrid, signal_to_noise
@@ -57,9 +57,8 @@ def block_of(
     """Return the block ``name`` and how it is called on the hidden states; without these, the model on its batches."""
     module = model.get_submodule(name)
     if inputs is None or states is None:
-        return Block(
-            name, module, lambda b: output_of(run_model(model, batches[b])), len(batches), [None] * len(batches)
-        )
+        masks = [mask_of(batch) for batch in batches]
+        return Block(name, module, lambda b: output_of(run_model(model, batches[b])), len(batches), masks)
 
     def run(b: int) -> Tensor:
         with torch.no_grad():
@@ -105,7 +104,7 @@ def quantize_block(
         for group, context, statistics in zip(part, contexts, found, strict=True):
             block.steady()
             _solve_group(model, group, context, statistics, recipe, report)
-    if recipe.operands is not None and (facts := recipe.operands.quantize(block.module, block.run, block.count)):
+    if recipe.operands is not None and (facts := recipe.operands.quantize(block.module, block.run, block.masks)):
         report.transforms.append({"transform": type(recipe.operands).__name__, "group": block.name, **facts})
     block.steady()
     if states is not None:
@@ -203,7 +202,7 @@ def _transformed(
     kept = copy.deepcopy(block.module.state_dict())
     changes = {name: list(layer.before) for name, layer in group.consumers.items()}
     facts = transform.apply(group, statistics, context)
-    error = relative_error(before, block.run(0))
+    error = relative_error(live(before, block.masks[0]), live(block.run(0), block.masks[0]))
     if not error <= TOLERANCE.get(before.dtype, 1e-2):
         for name, layer in group.consumers.items():
             layer.before = changes[name]
@@ -229,8 +228,10 @@ def _observe(
             x = arguments[0]
             for change in layer.before:
                 x = change(x)
-            mask = current[0] if current[0] is not None and x.shape[:2] == current[0].shape else None
-            collector.update(x, mask)
+            mask = current[0]
+            if mask is not None and x.ndim == 2 and len(x) == mask.numel():  # OPT's MLP gets its tokens in one row
+                x = x.reshape(*mask.shape, -1)
+            collector.update(x, mask if mask is not None and x.shape[:2] == mask.shape else None)
 
         return layer.register_forward_pre_hook(hook)
 
@@ -241,6 +242,8 @@ def _observe(
             stack.enter_context(context.probe.listening())
         for b in range(block.count):
             current[0] = block.masks[b]
+            for context in contexts:
+                context.probe.mask = current[0]
             block.run(b)
     return [collector.finish() for collector in collectors]
 

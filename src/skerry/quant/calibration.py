@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from skerry.core.errors import DataError, ModelError
 
-__all__ = ["BlockInputs", "as_batches", "catch_inputs", "output_of", "run_model"]
+__all__ = ["BlockInputs", "as_batches", "catch_inputs", "live", "mask_of", "output_of", "run_model"]
 
 Batch = Mapping[str, Any] | tuple | Tensor
 
@@ -61,6 +61,38 @@ def as_batches(calibration: Any) -> list[Batch]:
         if any(isinstance(t, Tensor) and t.numel() == 0 for t in tensors):
             raise DataError(f"calibration batch {i} is empty")
     return batches
+
+
+def mask_of(batch: Any) -> Tensor | None:
+    """Return a batch's ``attention_mask`` (sequences, tokens), false at padding; None if it has none of this form."""
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def live(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the tokens of ``x`` that are no padding.
+
+    Parameters
+    ----------
+    x : Tensor of shape (sequences, tokens, ...) or (sequences x tokens, channels)
+    mask : Tensor of shape (sequences, tokens) or None
+
+    Returns
+    -------
+    Tensor of shape (live tokens, ...)
+        ``x`` itself without a mask, or if the mask is not one of its tokens.
+
+    Examples
+    --------
+    >>> live(torch.arange(6.0).reshape(1, 3, 2), torch.tensor([[1, 1, 0]])).tolist()
+    [[0.0, 1.0], [2.0, 3.0]]
+    """
+    if mask is None:
+        return x
+    kept = mask.to(x.device).bool()
+    if x.ndim > 2 and x.shape[:2] == kept.shape:
+        return x[kept]
+    return x[kept.flatten()] if x.ndim == 2 and len(x) == kept.numel() else x
 
 
 def run_model(model: nn.Module, batch: Batch) -> Any:
@@ -114,8 +146,7 @@ def catch_inputs(
                 run_model(model, batch)
             except _Caught:
                 pass
-            mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-            found.masks.append(mask if isinstance(mask, Tensor) and mask.ndim == 2 else None)
+            found.masks.append(mask_of(batch))
     finally:
         handle.remove()
     if len(found.arguments) != len(batches):

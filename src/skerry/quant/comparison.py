@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from skerry.core.errors import DataError
-from skerry.quant.calibration import as_batches, run_model
+from skerry.quant.calibration import as_batches, live, mask_of, run_model
 from skerry.quant.engine import output_of
 from skerry.quant.linear import QuantizedLinear
 from skerry.quant.numerics import signal_to_noise
@@ -91,7 +91,7 @@ def compare(
     score: Callable[[nn.Module, Any], float] | None = None,
     repetitions: int = 3,
 ) -> Comparison:
-    """Run both models over the same batches.
+    """Run both models over the same batches; padded tokens (``attention_mask``) count nowhere but in the time.
 
     Parameters
     ----------
@@ -115,14 +115,17 @@ def compare(
     losses: list[tuple[float, float]] = []
     for batch in batches:
         output = run_model(model, batch)
+        with_logits = _has_logits(output, batch)
         exact, rounded = output_of(output).float(), output_of(run_model(quantized, batch)).float()
         if exact.shape != rounded.shape:
             raise DataError(f"the models' outputs differ in shape: {tuple(exact.shape)} and {tuple(rounded.shape)}")
+        if exact.ndim > 2:
+            exact, rounded = live(exact, mask_of(batch)), live(rounded, mask_of(batch))
         signal += float((exact * exact).sum(dtype=torch.float64))
         noise += float(((exact - rounded) ** 2).sum(dtype=torch.float64))
         same += float((exact.argmax(-1) == rounded.argmax(-1)).sum())
         places += exact[..., 0].numel()
-        apart += _divergence(exact, rounded) if _has_logits(output, batch) else math.nan
+        apart += _divergence(exact, rounded) if with_logits else math.nan
         losses.append((score(model, batch), score(quantized, batch)))
     seconds = [_seconds(m, batches, repetitions) for m in (model, quantized)]
     items = sum(_items(batch) for batch in batches)
@@ -152,8 +155,8 @@ def language_loss(model: nn.Module, batch: Any) -> float:
         return math.nan
     wanted = tokens[:, 1:]
     loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), wanted.flatten(), reduction="none")
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    if isinstance(mask, Tensor) and mask.shape == tokens.shape:
+    mask = mask_of(batch)
+    if mask is not None and mask.shape == tokens.shape:
         kept = mask[:, 1:].flatten().bool()
         return float(loss[kept].mean())
     return float(loss.mean())
@@ -209,18 +212,20 @@ def clipped_shares(quantized: nn.Module, batches: Any) -> dict[str, float]:
     if not layers:
         return {}
     counts = {name: [0, 0] for name, _ in layers}
+    mask: list[Tensor | None] = [None]
 
     def count(name: str, layer: QuantizedLinear, module: nn.Module, inputs: tuple) -> None:
         x = inputs[0]
         for change in layer.before:
             x = change(x)
-        outside = layer.activation.clipped(x)  # type: ignore[union-attr]
+        outside = live(layer.activation.clipped(x), mask[0])  # type: ignore[union-attr]
         counts[name][0] += int(outside.sum())
         counts[name][1] += outside.numel()
 
     handles = [layer.register_forward_pre_hook(partial(count, name, layer)) for name, layer in layers]
     try:
         for batch in as_batches(batches):
+            mask[0] = mask_of(batch)
             run_model(quantized, batch)
     finally:
         for handle in handles:
@@ -248,7 +253,11 @@ def _layer_noise(model: nn.Module, quantized: nn.Module, batch: Any) -> dict[str
             for handle in handles:
                 handle.remove()
         found.append(outputs)
-    return {n: signal_to_noise(found[0][n], found[1][n]) for n in names if n in found[0] and n in found[1]}
+    return {
+        n: signal_to_noise(*(live(outputs[n], mask_of(batch)) for outputs in found))
+        for n in names
+        if n in found[0] and n in found[1]
+    }
 
 
 def _keep(outputs: dict[str, Tensor], name: str, module: nn.Module, arguments: tuple, output: Tensor) -> None:

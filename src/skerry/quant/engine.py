@@ -21,7 +21,7 @@ from torch import nn
 from skerry.core.errors import DataError, ModelError, SkerryWarning
 from skerry.quant.architectures.base import Architecture, architecture_of
 from skerry.quant.block import TOLERANCE, block_of, quantize_block, relative_error
-from skerry.quant.calibration import as_batches, catch_inputs, output_of, run_model
+from skerry.quant.calibration import as_batches, catch_inputs, live, mask_of, output_of, run_model
 from skerry.quant.linear import PreparedLinear
 from skerry.quant.offload import bring_in, is_offloaded, settle
 from skerry.quant.parts import ModelTransform
@@ -166,7 +166,8 @@ def _whole_model(
     before = output_of(run_model(model, batches[0])) if check and batches else None
     facts = dict(transform.apply_model(model, architecture, batches))
     if before is not None:
-        error = relative_error(before, output_of(run_model(model, batches[0])))
+        mask = mask_of(batches[0])
+        error = relative_error(live(before, mask), live(output_of(run_model(model, batches[0])), mask))
         if not error <= 10 * TOLERANCE.get(before.dtype, 1e-2):  # errors add up over the blocks
             raise ModelError(f"{type(transform).__name__} changed the model's function (relative error {error:.2g})")
     return {"transform": type(transform).__name__, "group": "model", **facts}

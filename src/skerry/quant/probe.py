@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skerry.quant.calibration import live
 from skerry.quant.groups import Group
 from skerry.quant.linear import PreparedLinear, played
 from skerry.quant.parts import ActivationQuantizer, Format
@@ -29,11 +30,14 @@ class Probe:
     Attributes
     ----------
     modules : list of Module
-    calls : list of (module, arguments, keywords, output)
+    calls : list of (module, arguments, keywords, output, mask)
+    mask : Tensor of shape (sequences, tokens), optional
+        Of the batch that runs while the probe listens: padding counts neither as a token nor in an error.
     """
 
     modules: list[nn.Module]
-    calls: list[tuple[nn.Module, tuple, dict[str, Any], Tensor]] = field(default_factory=list)
+    calls: list[tuple[nn.Module, tuple, dict[str, Any], Tensor, Tensor | None]] = field(default_factory=list)
+    mask: Tensor | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -45,13 +49,13 @@ class Probe:
             yield
 
     def _record(self, module: nn.Module, arguments: tuple, keywords: dict[str, Any], output: Any) -> None:
-        known = [output for m, _, _, output in self.calls if m is module]
+        known = [live(y, mask) for m, _, _, y, mask in self.calls if m is module]
         if len(known) < PROBE_BATCHES and sum(y[..., 0].numel() for y in known) < PROBE_TOKENS:
-            self.calls.append((module, arguments, dict(keywords), _tensor(output).detach().clone()))
+            self.calls.append((module, arguments, dict(keywords), _tensor(output).detach().clone(), self.mask))
 
     @torch.no_grad()
     def error(self, reference: list[Tensor] | None = None) -> float:
-        """Return the mean squared difference between the modules' outputs now and those recorded.
+        """Return the mean squared difference between the modules' outputs now and those recorded, padding left out.
 
         Parameters
         ----------
@@ -59,9 +63,10 @@ class Probe:
             Outputs to compare with instead (see :meth:`outputs`).
         """
         total = count = 0.0
-        for i, (module, arguments, keywords, output) in enumerate(self.calls):
+        for i, (module, arguments, keywords, output, mask) in enumerate(self.calls):
             wanted = output if reference is None else reference[i]
-            difference = _tensor(module(*arguments, **keywords)).float() - wanted.float()
+            found = _tensor(module(*arguments, **keywords))
+            difference = live(found, mask).float() - live(wanted, mask).float()
             total += float((difference * difference).sum(dtype=torch.float64))
             count += difference.numel()
         return total / max(count, 1.0)
@@ -69,7 +74,7 @@ class Probe:
     @torch.no_grad()
     def outputs(self) -> list[Tensor]:
         """Return what the modules return now for the recorded calls."""
-        return [_tensor(m(*arguments, **keywords)).detach() for m, arguments, keywords, _ in self.calls]
+        return [_tensor(m(*arguments, **keywords)).detach() for m, arguments, keywords, *_ in self.calls]
 
 
 @dataclass

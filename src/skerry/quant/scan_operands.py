@@ -6,7 +6,7 @@ convolution as if it were a linear layer; the scan itself stays in floating poin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from skerry.core.errors import ModelError, ParameterError
 from skerry.quant.activation import TensorStatic
 from skerry.quant.architectures.mamba_block import SplitMambaMixer
+from skerry.quant.calibration import live
 from skerry.quant.statistics import LayerStatistics, StatisticsCollector
 
 __all__ = ["PercentileStatic", "ScanOperands"]
@@ -93,7 +94,9 @@ class ScanOperands:
         """Statistics wanted."""
         return frozenset(getattr(self.conv_input, "needs", ()))
 
-    def quantize(self, block: nn.Module, run: Callable[[int], Tensor], count: int) -> Mapping[str, Any]:
+    def quantize(
+        self, block: nn.Module, run: Callable[[int], Tensor], masks: Sequence[Tensor | None]
+    ) -> Mapping[str, Any]:
         """Set the quantizers of one block, in place; return plain facts for the report (empty: no Mamba block).
 
         Parameters
@@ -101,13 +104,13 @@ class ScanOperands:
         block : Module
         run : callable
             Runs the block on a calibration batch.
-        count : int
-            Batches.
+        masks : sequence of Tensor or None
+            One a batch, (sequences, tokens), false at padding.
         """
         mixers = {n: m for n, m in block.named_modules() if isinstance(m, SplitMambaMixer)}
         if not mixers:
             return {}
-        inputs = self._statistics(mixers, run, count)
+        inputs = self._statistics(mixers, run, masks)
         for name, mixer in mixers.items():
             mixer.state, mixer.readout = self.state, self.readout
             if self.conv_input is not None:
@@ -121,23 +124,25 @@ class ScanOperands:
         return {f"{what}_bits": part.bits for what, part in given.items() if part is not None}
 
     def _statistics(
-        self, mixers: Mapping[str, SplitMambaMixer], run: Callable[[int], Tensor], count: int
+        self, mixers: Mapping[str, SplitMambaMixer], run: Callable[[int], Tensor], masks: Sequence[Tensor | None]
     ) -> dict[str, LayerStatistics]:
         if not self.needs:
             return {name: LayerStatistics() for name in mixers}
+        current: list[Tensor | None] = [None]
         collectors = {name: StatisticsCollector(self.needs, f"{name}.conv1d") for name in mixers}
         with ExitStack() as stack:
             for name, mixer in mixers.items():
                 stack.callback(setattr, mixer, "listener", mixer.listener)
-                mixer.listener = _conv_inputs_to(collectors[name])
-            for b in range(count):
+                mixer.listener = _conv_inputs_to(collectors[name], current)
+            for b, mask in enumerate(masks):
+                current[0] = mask
                 run(b)
         return {name: collector.finish() for name, collector in collectors.items()}
 
 
-def _conv_inputs_to(collector: StatisticsCollector) -> Callable[[str, Tensor], None]:
+def _conv_inputs_to(collector: StatisticsCollector, current: list[Tensor | None]) -> Callable[[str, Tensor], None]:
     def listener(what: str, x: Tensor) -> None:
         if what == "conv":
-            collector.update(x)
+            collector.update(live(x, current[0]))
 
     return listener

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from skerry.core.errors import ParameterError
 from skerry.deep.hadamard import has_hadamard
 from skerry.quant.architectures.base import Architecture
-from skerry.quant.calibration import run_model
+from skerry.quant.calibration import live, mask_of, run_model
 from skerry.quant.groups import Group
 from skerry.quant.linear import BlockRotation
 from skerry.quant.probe import GroupContext
@@ -98,7 +98,7 @@ class QuantileRotation:
     """The same rotations, the double one for the layers of largest root mean square in the whole model.
 
     The paper's threshold of 1 belongs to the norms of its models; that about 5 % of the layers were above it carries
-    over. The inputs are those of the float model, padding included.
+    over. The inputs are those of the float model.
 
     Parameters
     ----------
@@ -162,7 +162,8 @@ class QuantileRotation:
 
 
 def _listen(model: nn.Module, groups: list[Group], batches: list[Any], hear: Callable[[int, Tensor], None]) -> None:
-    """Run all batches and give ``hear`` the index and the input of every group that was called."""
+    """Run all batches and give ``hear`` the index and the input of every group that was called, without padding."""
+    mask: list[Tensor | None] = [None]
     with ExitStack() as stack:
         for i, group in enumerate(groups):
             layer = next(iter(group.consumers.values()))
@@ -171,10 +172,11 @@ def _listen(model: nn.Module, groups: list[Group], batches: list[Any], hear: Cal
                 x = arguments[0]
                 for change in layer.before:
                     x = change(x)
-                hear(i, x.detach())
+                hear(i, live(x.detach(), mask[0]))
 
             stack.callback(layer.register_forward_pre_hook(hook).remove)
         for batch in batches:
+            mask[0] = mask_of(batch)
             run_model(model, batch)
 
 
