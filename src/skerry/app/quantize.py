@@ -34,7 +34,7 @@ def quantize(
         Path | None, typer.Option(help="Such a file: its loss with the float and the small model.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="New folder for the quantized model.")] = None,
-    layout: Annotated[str, typer.Option(help="auto, compressed-tensors, skerry-v1, dense or gguf.")] = "auto",
+    layout: Annotated[str, typer.Option(help="auto, compressed-tensors, skerry-v1, dense, gguf or gptq.")] = "auto",
     context: Annotated[int, typer.Option(min=2, help="Tokens of a calibration window.")] = 512,
     samples: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Windows at a time.")] = 8,

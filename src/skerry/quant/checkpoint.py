@@ -3,7 +3,8 @@
 ``compressed-tensors`` is the layout that transformers and serving engines read, for integer, FP8 and FP4 weights
 without extra parts. ``skerry-v1`` holds everything: ``skerry.json`` maps each layer to its parts, the tensors lie in
 safetensors shards. ``dense`` means plain 16- or 32-bit weights that any program loads, ``gguf`` one file for llama.cpp
-and its kin. Whatever was written is read back and compared before the folder appears.
+and its kin, ``gptq`` what loaders of AutoGPTQ's folders read. Whatever was written is read back and compared before the
+folder appears.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from skerry.core.errors import ModelError, ParameterError
 from skerry.core.files import atomic_write
 from skerry.quant import checkpoint_compressed as compressed
 from skerry.quant import checkpoint_gguf as gguf
+from skerry.quant import checkpoint_gptq as gptq
 from skerry.quant.architectures.base import architecture_of
 from skerry.quant.checkpoint_files import ShardReader, ShardWriter, copy_companions, new_folder, read_json
 from skerry.quant.checkpoint_load import BLOCKS, MAP, float_keys, load, read_part
@@ -31,7 +33,7 @@ from skerry.quant.transforms.rotation import UnitRMSNorm
 
 __all__ = ["LAYOUTS", "layout_for", "load", "save"]
 
-LAYOUTS = ("auto", "compressed-tensors", "skerry-v1", "dense", "gguf")
+LAYOUTS = ("auto", "compressed-tensors", "skerry-v1", "dense", "gguf", "gptq")
 
 
 def save(
@@ -50,9 +52,10 @@ def save(
         Of transformers, or any other; the latter is loaded into a model of the same structure.
     folder : path
         New or empty.
-    layout : {"auto", "compressed-tensors", "skerry-v1", "dense", "gguf"}, default "auto"
+    layout : {"auto", "compressed-tensors", "skerry-v1", "dense", "gguf", "gptq"}, default "auto"
         "auto" takes compressed-tensors if every layer can be written in it, else skerry-v1. "gguf" writes one file,
-        ``model.gguf``, of Llama-like and GPT-2 models with rounded weights and float inputs.
+        ``model.gguf``, of Llama-like and GPT-2 models with rounded weights and float inputs; "gptq" the tensors of
+        AutoGPTQ and GPTQModel, of weights of 2, 3, 4 or 8 bits and float inputs, with one scheme for all layers.
     shard_bytes : int, default 2 GiB
         Largest file; about twice as much memory is needed.
     source : path, optional
@@ -98,6 +101,8 @@ def save(
         layout = "skerry-v1" if reason else "compressed-tensors"
     if layout == "compressed-tensors" and reason:
         raise ModelError(f"compressed-tensors cannot hold this model: {reason}; use layout='skerry-v1'")
+    if layout == "gptq" and (reason := _not_gptq(model, layers)):
+        raise ModelError(f"the GPTQ layout cannot hold this model: {reason}; or use layout='skerry-v1'")
     if layout == "dense" and (reason := _not_dense(model, layers)):
         raise ModelError(f"dense weights cannot hold this model: {reason}; use layout='skerry-v1'")
     if layout == "gguf" and (reason := gguf.why_not_model(model, layers) or _not_dense(model, layers)):
@@ -145,6 +150,12 @@ def _not_compressed(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> 
     return _not_dense(model, layers)
 
 
+def _not_gptq(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> str | None:
+    if not hasattr(getattr(model, "config", None), "to_json_string"):
+        return "it is no model of transformers"
+    return gptq.why_not_model(layers) or _not_dense(model, layers)
+
+
 def _not_dense(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> str | None:
     for name, layer in layers.items():
         if layer.before:
@@ -173,6 +184,7 @@ def _original(model: nn.Module) -> dict[str, Tensor]:
 
 def _write_layers(writer: ShardWriter, layers: Mapping[str, QuantizedLinear], layout: str) -> None:
     owners = _owners(layers) if layout == "skerry-v1" else {}
+    shared = _gptq_form(layers) if layout == "gptq" else None
     for name, layer in layers.items():
         solved = layer.solved  # once: a layer with a kernel unpacks it here
         if layout == "dense":
@@ -180,6 +192,8 @@ def _write_layers(writer: ShardWriter, layers: Mapping[str, QuantizedLinear], la
         elif layout == "compressed-tensors":
             form = compressed.scheme_of(solved, layer.activation)["format"]
             tensors = compressed.layer_tensors(solved.weight, form)
+        elif shared is not None:
+            tensors = gptq.layer_tensors(solved.weight, shared)
         else:
             tensors = _parts(solved, layer)
             if owners.get(name, name) != name:
@@ -188,6 +202,10 @@ def _write_layers(writer: ShardWriter, layers: Mapping[str, QuantizedLinear], la
             writer.add(f"{name}.{key}", tensor)
         if layer.bias is not None:
             writer.add(f"{name}.bias", layer.bias)
+
+
+def _gptq_form(layers: Mapping[str, QuantizedLinear]) -> gptq.GPTQForm:
+    return gptq.GPTQForm.of(layer.solved.weight for layer in layers.values())
 
 
 def _owners(layers: Mapping[str, QuantizedLinear]) -> dict[str, str]:
@@ -253,6 +271,9 @@ def _write_texts(folder: Path, model: nn.Module, layers: Mapping[str, QuantizedL
             schemes = {n: compressed.scheme_of(m.solved, m.activation) for n, m in layers.items()}
             ignore = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
             data["quantization_config"] = compressed.quantization_config(schemes, ignore)
+        elif layout == "gptq":  # in both places: programs differ in where they look
+            data["quantization_config"] = gptq.quantization_config(model, _gptq_form(layers))
+            _write_json(folder / "quantize_config.json", data["quantization_config"])
         _write_json(folder / "config.json", data)
     if layout == "skerry-v1":
         shifted = [n for n, m in model.named_modules() if isinstance(m, ShiftedNorm)]
@@ -302,13 +323,17 @@ def _check(folder: Path, layers: Mapping[str, QuantizedLinear], layout: str) -> 
         if layout == "dense":
             return
         found = None
-        if layout == "compressed-tensors":
-            config = read_json(folder / "config.json")["quantization_config"]
-        else:
+        if layout == "skerry-v1":
             found = read_json(folder / MAP)["layers"]
+        else:
+            config = read_json(folder / "config.json")["quantization_config"]
+        shared = _gptq_form(layers) if layout == "gptq" else None
         for name, layer in layers.items():
             solved = layer.solved
-            if found is None:
+            if shared is not None:
+                back = gptq.read_layer(reader, name, config)[0].weight
+                ours, theirs = (gptq.layer_tensors(w, shared) for w in (solved.weight, back))
+            elif found is None:
                 back = compressed.read_layer(reader, name, config)[0].weight
                 form = compressed.scheme_of(solved, layer.activation)["format"]
                 ours, theirs = (compressed.layer_tensors(w, form) for w in (solved.weight, back))

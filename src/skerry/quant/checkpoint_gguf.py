@@ -30,7 +30,6 @@ __all__ = ["FILE", "check", "why_not", "why_not_model", "write"]
 FILE = "model.gguf"
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gpt2": "gpt2"}
 FILE_TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7}  # of general.file_type: what most tensors are
-WORST = 2.0**-10  # a scale may change by this much when it becomes float16
 NAMES = [  # of transformers' modules: theirs
     (r"model\.embed_tokens|transformer\.wte", "token_embd"),
     (r"transformer\.wpe", "position_embd"),
@@ -82,11 +81,7 @@ def why_not(solved: Solved, activation: Any, before: tuple[Any, ...] = ()) -> st
         return f"{weight.shape[1]} inputs are no multiple of {BLOCK}"
     if grid.group_size > 0 and grid.group_size % BLOCK:
         return f"groups of {grid.group_size} are no multiple of {BLOCK}"
-    scale = weight.scale.float()
-    live = scale[_live(weight)]
-    if not bool(((live.half().float() - live).abs() <= WORST * live).all()):
-        return "a scale is too small or too large for 16 bits"
-    return None
+    return None if weight.scale_fits_half() else "a scale is too small or too large for 16 bits"
 
 
 def write(
@@ -175,7 +170,7 @@ def _blocks(layer: QuantizedLinear, rows: np.ndarray | None) -> np.ndarray:
         spread = parameter.float().cpu().expand(out, -1)
         return spread.repeat_interleave(n // spread.shape[1], 1).numpy()
 
-    scale = each(torch.where(_live(weight), weight.scale.float(), 0.0))
+    scale = each(torch.where(weight.live_groups(), weight.scale.float(), 0.0))
     low = None
     if kind == "Q4_1":
         low = (each(weight.grid.qmin - weight.zero) * scale).astype(np.float16)
@@ -183,13 +178,6 @@ def _blocks(layer: QuantizedLinear, rows: np.ndarray | None) -> np.ndarray:
     if rows is not None:
         parts = [None if p is None else p[rows] for p in parts]
     return encode(parts[0], parts[1], kind, parts[2])
-
-
-def _live(weight: Any) -> Tensor:
-    """Return, in the shape of the scales, which groups hold a value other than 0; the others' scales mean nothing."""
-    shifted = weight.codes.int() - (0 if weight.zero is None else weight.grid.expand(weight.zero, weight.shape))
-    out, groups = weight.scale.shape
-    return shifted.reshape(out, groups, -1).any(-1)
 
 
 def _plain(name: str, tensor: Tensor, rows: np.ndarray | None) -> GGUFTensor:

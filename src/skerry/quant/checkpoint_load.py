@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from skerry.core.errors import MissingExtra, ModelError, SkerryError
 from skerry.quant import checkpoint_compressed as compressed
+from skerry.quant import checkpoint_gptq as gptq
 from skerry.quant.checkpoint_files import ShardReader, read_json
 from skerry.quant.groups import ShiftedNorm
 from skerry.quant.linear import BlockRotation, InputAffine, QuantizedLinear
@@ -43,7 +44,7 @@ INPUTS = {"affine": InputAffine, "rotation": BlockRotation}
 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """Read a model that :func:`save`, or another program in the compressed-tensors layout, wrote.
+    """Read a model that :func:`save`, or another program in the layout of compressed-tensors or GPTQ, wrote.
 
     Parameters
     ----------
@@ -76,7 +77,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         if (folder / MAP).is_file():
             layers, changed, units = _read_map(reader)
         elif isinstance(config.get("quantization_config"), dict):
-            layers, changed, units = _read_compressed(reader, config["quantization_config"]), [], {}
+            layers, changed, units = _read_others(reader, config["quantization_config"]), [], {}
         else:
             raise ModelError(f"{folder}: holds no quantized model (neither {MAP} nor a quantization_config)")
         if model is None:
@@ -181,20 +182,24 @@ def _inside(index: Tensor, size: int, name: str, reader: ShardReader) -> None:
         raise ModelError(f"{reader.file_of(name)}: {name} points outside the weight")
 
 
-def _read_compressed(reader: ShardReader, config: Mapping[str, Any]) -> dict[str, QuantizedLinear]:
-    if config.get("quant_method") != "compressed-tensors":
-        raise ModelError(
-            f"{reader.folder / 'config.json'}: weights quantized by {config.get('quant_method')!r} cannot be read here"
-        )
+def _read_others(reader: ShardReader, config: Mapping[str, Any]) -> dict[str, QuantizedLinear]:
+    method = config.get("quant_method")
+    if method not in ("compressed-tensors", "gptq"):
+        raise ModelError(f"{reader.folder / 'config.json'}: weights quantized by {method!r} cannot be read here")
+    mark = ".weight_scale" if method == "compressed-tensors" else ".qweight"
     layers = {}
     for key in reader.names():
-        if key.endswith(".weight_scale"):
-            name = key.removesuffix(".weight_scale")
-            solved, activation = compressed.read_layer(reader, name, config)
+        if key.endswith(mark):
+            name = key.removesuffix(mark)
+            activation, before = None, ()
+            if method == "gptq":
+                solved, before = gptq.read_layer(reader, name, config)
+            else:
+                solved, activation = compressed.read_layer(reader, name, config)
             bias = reader.get(f"{name}.bias", shape=(solved.weight.shape[0],)) if f"{name}.bias" in reader else None
-            layers[name] = QuantizedLinear(solved, activation, bias)
+            layers[name] = QuantizedLinear(solved, activation, bias, before)
     if not layers:
-        raise ModelError(f"{reader.folder}: no layer has a weight_scale; the folder is incomplete")
+        raise ModelError(f"{reader.folder}: no layer has a {mark[1:]}; the folder is incomplete")
     return layers
 
 

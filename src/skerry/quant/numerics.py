@@ -21,6 +21,7 @@ from skerry.core.errors import ModelError, ParameterError
 __all__ = ["AffineGrid", "IntTensor", "pack_bits", "signal_to_noise", "unpack_bits"]
 
 FLOOR = 1e-8  # a scale is at least this share of the tensor's largest value
+HALF = 2.0**-10  # a scale may change by this share when it becomes float16
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -218,6 +219,16 @@ class IntTensor:
     def dequantize(self) -> Tensor:
         """Return float32 values (out, in)."""
         return self.grid.values(self.codes, self.scale, self.zero)
+
+    def live_groups(self) -> Tensor:
+        """Return, in the shape of ``scale`` (axis 1), which groups hold more than zeros (other scales are idle)."""
+        shifted = self.codes.int() - (0 if self.zero is None else self.grid.expand(self.zero, self.shape))
+        return shifted.reshape(*self.scale.shape, -1).any(-1)
+
+    def scale_fits_half(self) -> bool:
+        """Return whether float16 holds every scale that matters to its own precision."""
+        live = self.scale.float()[self.live_groups()]
+        return bool(((live.half().float() - live).abs() <= HALF * live).all())
 
     def meta(self) -> dict[str, Any]:
         """Return what JSON must keep beside :meth:`tensors`."""
