@@ -1,9 +1,19 @@
 """SplitQuant: cut a tensor by value into low tail, body and high tail, so that each gets a finer grid.
 
 Song and Lin (2025), "SplitQuant" (arXiv 2501.12428) and V2 (arXiv 2503.07657). The three parts add up to the weight
-exactly; entries that belong to another part are exact zeros. Stored merged: one code of ``bits`` and the part it
-belongs to for every weight, ``bits + 2`` bits, so that ONE product runs instead of three. Compare it with a plain grid
-of ``bits + 2`` bits, which needs the same storage.
+exactly; entries that belong to another part are exact zeros. Stored merged, so that ONE product runs instead of three:
+a code of ``bits`` for every weight, and the parts they belong to, five in a byte.
+
+=====================================  ======================
+form                                   bits a weight
+=====================================  ======================
+three layers                           ``3 bits``
+three layers, each value with a mask   ``bits + 2``
+merged, as stored here                 ``bits + 1.6``
+one grid                               ``bits``
+=====================================  ======================
+
+Compare it with a plain grid of ``bits + 2`` bits, which needs hardly more storage.
 """
 
 from __future__ import annotations
@@ -19,9 +29,9 @@ from skerry.core.errors import ModelError, ParameterError
 from skerry.kernels.kmeans_1d import kmeans_1d
 from skerry.quant.numerics import AffineGrid, pack_bits, unpack_bits
 
-__all__ = ["SplitGrid", "SplitTensor", "split_module", "value_masks"]
+__all__ = ["SplitGrid", "SplitTensor", "pack_parts", "split_module", "unpack_parts", "value_masks"]
 
-PART_BITS = 2
+IN_A_BYTE = {2: 8, 3: 5}  # numbers below the key: 2^8 = 256, 3^5 = 243
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class SplitGrid:
     Parameters
     ----------
     bits : int, default 4
-        Of a code; two more bits say which part it belongs to.
+        Of a code, 2 to 8; 1.6 more bits say which of three parts it belongs to, 1 which of two.
     group_size : int, default 0
         0: one scale for each part of the tensor; -1: for each part and row.
     clusters : int, default 3
@@ -52,8 +62,8 @@ class SplitGrid:
             raise ParameterError(f"group_size must be 0 (the tensor) or -1 (a row), got {self.group_size}")
         if not 1 <= self.clusters <= 3:
             raise ParameterError(f"clusters must be 1 to 3, got {self.clusters}")
-        if not 2 <= self.bits <= 6:
-            raise ParameterError(f"bits must be 2 to 6, got {self.bits}")
+        if not 2 <= self.bits <= 8:
+            raise ParameterError(f"bits must be 2 to 8, got {self.bits}")
 
     @property
     def grid(self) -> AffineGrid:
@@ -80,7 +90,8 @@ class SplitGrid:
     def bits_per_weight(self, shape: tuple[int, int]) -> float:
         """Return stored bits for each weight."""
         rows = shape[0] if self.group_size == -1 else 1
-        return self.bits + PART_BITS + self.clusters * rows * (32 + self.bits) / (shape[0] * shape[1])
+        parts = 8 / IN_A_BYTE[self.clusters] if self.clusters > 1 else 0.0
+        return self.bits + parts + self.clusters * rows * (32 + 8) / (shape[0] * shape[1])
 
 
 @dataclass(frozen=True)
@@ -115,7 +126,8 @@ class SplitTensor:
         """Bytes as saved."""
         out, inputs = self.shape
         sides = self.scale.numel() * self.scale.element_size() + self.zero.numel()
-        return out * ((inputs * (self.format.bits + PART_BITS) + 7) // 8) + sides
+        parts = -(-out * inputs // IN_A_BYTE[len(self.scale)]) if len(self.scale) > 1 else 0
+        return out * ((inputs * self.format.bits + 7) // 8) + parts + sides
 
     def dequantize(self) -> Tensor:
         """Return float32 values (out, in): ``scale[part] * (code - zero[part])``."""
@@ -140,26 +152,64 @@ class SplitTensor:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what safetensors must keep."""
-        bits = self.format.bits
-        mask = 2**bits - 1
-        symbols = (self.codes.to(torch.int16) & mask) | (self.parts.to(torch.int16) << bits)
-        signed = torch.where(symbols >= 2 ** (bits + 1), symbols - 2 ** (bits + 2), symbols).to(torch.int8)
-        return {"packed": pack_bits(signed, bits + PART_BITS), "scale": self.scale, "zero": self.zero.to(torch.int8)}
+        """Return what safetensors must keep: codes, parts (where there are several), scales, zeros."""
+        found = {"packed": pack_bits(self.codes, self.format.bits), "scale": self.scale}
+        found["zero"] = self.zero.to(torch.int8)
+        if len(self.scale) > 1:
+            found["parts"] = pack_parts(self.parts, len(self.scale))
+        return found
 
     @classmethod
     def from_tensors(cls, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SplitTensor:
-        """Rebuild what was saved."""
+        """Rebuild what was saved.
+
+        Raises
+        ------
+        ModelError
+            If a part has no scale, or there are too few codes or parts.
+        """
         form = SplitGrid(**meta["format"])
-        bits = form.bits
-        symbols = unpack_bits(tensors["packed"], bits + PART_BITS, meta["shape"][1]).to(torch.int16)
-        parts = (symbols >> bits) & (2**PART_BITS - 1)
-        codes = symbols & (2**bits - 1)
-        codes = torch.where(codes >= 2 ** (bits - 1), codes - 2**bits, codes)
-        if int(parts.max()) >= len(tensors["scale"]):
-            raise ModelError("a split weight names a part that has no scale: the file is damaged")
-        zero = tensors["zero"].to(torch.int32)
-        return cls(form, codes.to(torch.int8), parts.to(torch.int8), tensors["scale"], zero, tuple(meta["boundaries"]))
+        shape, scale = (int(meta["shape"][0]), int(meta["shape"][1])), tensors["scale"]
+        codes = unpack_bits(tensors["packed"], form.bits, shape[1])
+        if not 1 <= len(scale) <= 3:
+            raise ModelError(f"a split weight has 1 to 3 parts, not {len(scale)}")
+        parts = unpack_parts(tensors["parts"], len(scale), shape) if len(scale) > 1 else torch.zeros_like(codes)
+        return cls(form, codes, parts, scale, tensors["zero"].to(torch.int32), tuple(meta["boundaries"]))
+
+
+def pack_parts(parts: Tensor, clusters: int) -> Tensor:
+    """Return numbers below ``clusters`` (2 or 3) as bytes, as many in each as fit, the first times 1.
+
+    Returns
+    -------
+    uint8 Tensor of shape (ceil(numbers / 8),), of three clusters (ceil(numbers / 5),)
+
+    Examples
+    --------
+    >>> pack_parts(torch.tensor([[2, 0, 1], [0, 2, 1]]), 3).tolist()  # 2 + 1 * 9 + 2 * 81, 1
+    [173, 1]
+    """
+    each = IN_A_BYTE[clusters]
+    flat = parts.reshape(-1).to(torch.int32)
+    flat = torch.nn.functional.pad(flat, (0, -len(flat) % each)).reshape(-1, each)
+    return (flat * clusters ** torch.arange(each, dtype=torch.int32)).sum(-1).to(torch.uint8)
+
+
+def unpack_parts(packed: Tensor, clusters: int, shape: tuple[int, int]) -> Tensor:
+    """Return the int8 numbers (out, in) that :func:`pack_parts` packed.
+
+    Raises
+    ------
+    ModelError
+        If the bytes are too few or too many, or one stands for no such numbers.
+    """
+    each, count = IN_A_BYTE[clusters], shape[0] * shape[1]
+    if packed.dtype != torch.uint8 or tuple(packed.shape) != (-(-count // each),):
+        raise ModelError(f"parts of shape {tuple(packed.shape)} do not belong to a weight of shape {shape}")
+    if int(packed.max()) >= clusters**each:
+        raise ModelError("a split weight names a part that has no scale: the file is damaged")
+    numbers = (torch.arange(256)[:, None] // clusters ** torch.arange(each) % clusters).to(torch.int8)  # of every byte
+    return numbers[packed.int()].reshape(-1)[:count].reshape(shape)
 
 
 def value_masks(values: Tensor, clusters: int = 3) -> tuple[list[Tensor], list[float]]:
