@@ -225,6 +225,7 @@ def test_diagnose_prints_writes_and_draws(skerry, folder, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "residual stream" in done.stdout and "attention" in done.stdout
+    assert "emergent features" in done.stdout and "dB with smoothquant" in " ".join(done.stdout.split())
     found = json.loads((tmp_path / "found.json").read_text())
     assert {"baseline_loss", "zero_loss", "mean_loss"} == found["intervention"].keys()
     page = (tmp_path / "page.html").read_text()

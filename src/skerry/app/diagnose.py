@@ -13,6 +13,8 @@ from skerry.app.console import quiet_warnings, use_threads
 
 __all__ = ["diagnose"]
 
+SHOWN = 8  # rows of a table in the terminal; the report has all
+
 
 def diagnose(
     model: Annotated[Path, typer.Argument(help="Folder with config.json and safetensors weights.")],
@@ -67,6 +69,27 @@ def diagnose(
             typer.echo(f"written: {path}")
 
 
+def _print_features(console: Any, emergent: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    features = emergent["features"]
+    if not features:
+        console.print(f"emergent features: no channel passes {emergent['threshold']:g} in enough layers and tokens")
+        return
+    more = f", the {SHOWN} loudest of {len(features)}" if len(features) > SHOWN else ""
+    table = Table("channel", "layers", "tokens", "size", "times the rms", "one sign", title=f"emergent features{more}")
+    for feature in features[:SHOWN]:
+        table.add_row(
+            str(feature["channel"]),
+            f"{feature['layer_share']:.0%}",
+            f"{feature['token_share']:.0%}",
+            f"{feature['quartiles'][1]:,.1f}",
+            f"{feature['loudness']:,.1f}",
+            f"{feature['one_sided']:.0%}",
+        )
+    console.print(table)
+
+
 def _print(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -84,6 +107,11 @@ def _print(found: dict[str, Any]) -> None:
             str(row["outliers"]),
         )
     console.print(table)
+    _print_features(console, found["emergent"])
+    if found["remedies"]:
+        from skerry.quant.diagnose.report import tried_in_words
+
+        console.print(f"tried: {tried_in_words(found['remedies'])}")
     flagged = [name for name, w in found["weight"]["modules"].items() if w["flagged"]]
     console.print(
         f"weights: {len(flagged)} layers with columns far above their own: {', '.join(flagged[:5]) or 'none'}"

@@ -87,8 +87,12 @@ def test_the_check_up_tells_them_and_advises(tiny, inputs, monkeypatch):
     report = diagnose.outliers(model, inputs("opt"))
     assert [f.channel for f in report.emergent.features] == [7]
     assert report.to_plain()["emergent"]["features"][0]["one_sided"] == 1.0
-    assert not any(a.recipe == "llm-int8" for a in report.advice)
-    # one channel of 32 is at most 5.7 times the root mean square that it makes: a lower bar for this width
+    advice = next(a for a in report.advice if a.rule == "emergent features")
+    assert report.remedies[advice.recipe] >= max(report.remedies.values()) - 1.0
+    assert f"{report.remedies['rtn']:.1f} dB with rtn" in advice.why
+    # where nothing can be tried, loudness decides: one channel of 32 is at most 5.7 times the root mean square it makes
+    monkeypatch.setattr("skerry.quant.diagnose.remedies.RemedyWatch.report", lambda self: {})
+    assert not any(a.recipe == "llm-int8" for a in diagnose.outliers(model, inputs("opt")).advice)
     monkeypatch.setattr("skerry.quant.diagnose.report.LOUD", 5.0)
     advice = diagnose.outliers(model, inputs("opt")).advice
     assert [a.rule for a in advice if a.recipe == "llm-int8"] == ["emergent features"]
@@ -107,3 +111,16 @@ def test_what_cannot_be_counted_is_refused(tiny, inputs):
     with pytest.raises(ModelError, match="no norm"):
         diagnose.emergent_features(torch.nn.Linear(4, 4), [torch.ones(2, 4)], blocks={"": torch.nn.Linear(4, 4)})
     assert EmergentWatch(model, {}).report().features == []
+
+
+def test_the_terminal_shows_the_loudest(capsys):
+    from rich.console import Console
+
+    from skerry.app.diagnose import SHOWN, _print_features
+
+    row = {"layer_share": 1.0, "token_share": 0.5, "quartiles": [7.0, 41.25, 60.0], "one_sided": 0.9, "loudness": 5.5}
+    _print_features(Console(width=100), {"threshold": 6.0, "features": [row | {"channel": c} for c in range(12)]})
+    told = capsys.readouterr().out
+    assert f"the {SHOWN} loudest of 12" in told and told.count("41.2") == SHOWN
+    _print_features(Console(width=100), {"threshold": 6.0, "features": []})
+    assert "no channel passes 6" in capsys.readouterr().out

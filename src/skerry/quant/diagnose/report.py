@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,13 +20,15 @@ from skerry.quant.architectures.base import architecture_of
 from skerry.quant.calibration import as_batches
 from skerry.quant.diagnose.activations import ActivationReport, StreamWatch, as_text
 from skerry.quant.diagnose.attention import AttentionLayer, AttentionWatch
-from skerry.quant.diagnose.emergent import EmergentReport, EmergentWatch
+from skerry.quant.diagnose.emergent import EmergentFeature, EmergentReport, EmergentWatch
 from skerry.quant.diagnose.lifecycle import Lifecycle, trace_lifecycle
+from skerry.quant.diagnose.remedies import RemedyWatch
 from skerry.quant.diagnose.weights import WeightOutliers, weight_outliers
 
 __all__ = ["Advice", "OutlierReport", "described_blocks", "outliers"]
 
-LOUD = 6.0  # times the root mean square: from here on an emergent feature spoils the steps of the others
+LOUD = 6.0  # times the root mean square: an emergent feature of a model on which no remedy can be tried
+HELPS, SAME = 3.0, 1.0  # decibels: what a remedy must win over plain rounding, and where two remedies are alike
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,9 @@ class OutlierReport:
     lifecycle : Lifecycle
     emergent : EmergentReport
         Channels of the hidden states at 6 and above in many layers and tokens (LLM.int8's).
+    remedies : dict of str to float
+        Signal to noise (decibels) that 8-bit rounding leaves in the layers behind norms, with each remedy tried on them
+        (see :mod:`skerry.quant.diagnose.remedies`); empty for architectures that are not described.
     advice : list of Advice
     """
 
@@ -67,6 +73,7 @@ class OutlierReport:
     attention: list[AttentionLayer]
     lifecycle: Lifecycle
     emergent: EmergentReport
+    remedies: Mapping[str, float] = field(default_factory=dict)
     advice: list[Advice] = field(default_factory=list)
 
     def to_plain(self) -> dict[str, Any]:
@@ -104,6 +111,7 @@ class OutlierReport:
                 },
                 "lifecycle": asdict(self.lifecycle),
                 "emergent": asdict(self.emergent),
+                "remedies": dict(self.remedies),
                 "advice": [asdict(a) for a in self.advice],
             }
         )
@@ -149,10 +157,14 @@ def outliers(
     writers = {f"{name}.{down}": block.get_submodule(down) for name, block in blocks.items()} if down else {}
     stream, inner = StreamWatch(blocks, act_eta), StreamWatch(writers, act_eta, inputs=True)
     attention, emergent = AttentionWatch(attn_frac), EmergentWatch(model, blocks)
+    tried = RemedyWatch(model, architecture_of(model))
     ids: list[Tensor | None] = [None]
     text = as_text(tokenizer)
     with torch.no_grad():
-        with stream.measuring(), inner.measuring(), emergent.measuring(), watch_attention(model, attention.measure):
+        with ExitStack() as stack:
+            for watch in (stream.measuring(), inner.measuring(), emergent.measuring(), tried.measuring(len(batches))):
+                stack.enter_context(watch)
+            stack.enter_context(watch_attention(model, attention.measure))
             for batch in batches:
                 call(model, batch)
         attention.settle()
@@ -174,6 +186,7 @@ def outliers(
         attention=attention.report(),
         lifecycle=trace_lifecycle(model, blocks, down, activation, first),
         emergent=emergent.report(),
+        remedies=tried.report(),
     )
     report.advice = _advice(report)
     return report
@@ -207,21 +220,19 @@ def _ids(batch: Any) -> Tensor | None:
 
 
 def _advice(report: OutlierReport) -> list[Advice]:
-    found = []
-    layers = report.activation.layers
+    found: list[Advice] = []
+    layers, tried = report.activation.layers, report.remedies
     worst = max(layers, key=lambda layer: layer.ratio)
     if worst.ratio > 100.0 and report.activation.systematic:
         channels = ", ".join(map(str, report.activation.systematic[:6]))
         why = f"channels {channels} reach {worst.ratio:,.0f} times the mean after {worst.name}, layer after layer"
         found.append(Advice("activation outliers in fixed channels", why, "os-plus"))
-        found.append(Advice("the same without calibration data", why, "llm-int8"))
-    elif loud := [f for f in report.emergent.features if f.loudness >= LOUD]:
-        channels = ", ".join(str(f.channel) for f in loud[:6])
-        why = (
-            f"channels {channels} enter {loud[0].layer_share:.0%} of the layers at {loud[0].quartiles[1]:,.1f}, "
-            f"{loud[0].loudness:,.0f} times the root mean square: one scale a token leaves the others few steps"
-        )
-        found.append(Advice("emergent features", why, "llm-int8"))
+        if not tried or tried["llm-int8"] - tried["rtn"] >= HELPS:
+            found.append(Advice("the same without calibration data", why, "llm-int8"))
+    features = [f for f in report.emergent.features if tried or f.loudness >= LOUD]
+    remedy = _remedy(tried) if tried else "llm-int8" if features and not found else "rtn"
+    if remedy != "rtn":
+        found.append(_against_loud_channels(features, tried, remedy))
     kinds = report.activation.classes
     if kinds["initial"] and not any(n for kind, n in kinds.items() if kind != "initial"):
         why = "only the first token of a sequence carries outliers: keep it out of static activation ranges"
@@ -238,6 +249,41 @@ def _advice(report: OutlierReport) -> list[Advice]:
         why = f"the largest value is {worst.ratio:,.0f} times the mean, kurtosis {worst.kurtosis:,.1f}: plain rounding"
         found.append(Advice("no systematic outliers", why, "rtn"))
     return found
+
+
+def _remedy(tried: Mapping[str, float]) -> str:
+    """Return what to do at 8 bits: the first remedy, cheapest first, as good as the best; "rtn" if none helps."""
+    best = max(tried.values())
+    if best - tried["rtn"] < HELPS:
+        return "rtn"
+    return next(name for name, decibels in tried.items() if decibels >= best - SAME)
+
+
+def _against_loud_channels(features: list[EmergentFeature], tried: Mapping[str, float], remedy: str) -> Advice:
+    seen = "some channels behind norms are loud"
+    if features:
+        channels, first = ", ".join(str(f.channel) for f in features[:6]), features[0]
+        seen = (
+            f"channels {channels} enter {first.layer_share:.0%} of the layers at {first.quartiles[1]:,.1f}, "
+            f"{first.loudness:,.0f} times the root mean square"
+        )
+    if not tried:
+        seen += ": one scale a token leaves the others few steps"
+    else:
+        seen += f": {tried_in_words(tried)}"
+    return Advice("emergent features" if features else "loud channels", seen, remedy)
+
+
+def tried_in_words(tried: Mapping[str, float]) -> str:
+    """Return what the remedies left of the layers behind norms, as a clause.
+
+    Examples
+    --------
+    >>> tried_in_words({"rtn": 21.34, "smoothquant": 41.1, "llm-int8": 30.7})
+    'in 8 bits the layers behind norms keep 21.3 dB with rtn, 41.1 dB with smoothquant, 30.7 dB with llm-int8'
+    """
+    kept = ", ".join(f"{decibels:.1f} dB with {name}" for name, decibels in tried.items())
+    return f"in 8 bits the layers behind norms keep {kept}"
 
 
 def _plain(value: Any) -> Any:
