@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import skerry.quant as quant
-from skerry.core.errors import ModelError, ParameterError
+from skerry.core.errors import ModelError, ParameterError, SkerryWarning
 from skerry.quant.engine import output_of, quantize_model
 from skerry.quant.linear import QuantizedLinear
 from skerry.quant.numerics import AffineGrid
@@ -99,7 +99,8 @@ def test_the_fast_product_takes_it_too_and_it_is_saved(tmp_path):
     again = quant.load(tmp_path / "out", nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16, bias=False)))
     assert torch.equal(again(x), found(x))
     assert isinstance(again[0], QuantizedLinear)
-    quant.attach_lora(again, adapter(model, ["2"], seed=5), recipe=quant.report_of(found).recipe)
+    assert quant.recipe_of(again) == quant.report_of(found).recipe
+    quant.attach_lora(again, adapter(model, ["2"], seed=5))
     assert again[2].solved.low_rank.up.shape[1] == 4 + 3 + 3
 
 
@@ -133,3 +134,43 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(tiny, inputs):
     del found.quantization_report
     with pytest.raises(ModelError, match="recipe"):
         quant.attach_lora(found, halves)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [("rtn", "compressed-tensors"), ("gptq", "gptq"), ("svdquant", "skerry-v1")]
+)
+def test_a_loaded_model_takes_an_adapter_without_being_told_its_recipe(name, layout, tiny, inputs, tmp_path):
+    bits, settings = RECIPES[name] if layout == "skerry-v1" else ("w4a16g32", {})
+    found = quant.quantize(tiny("llama"), name, bits, inputs("llama"), **settings)
+    quant.save(found, tmp_path / "out", layout=layout)
+    again = quant.load(tmp_path / "out")
+    assert quant.recipe_of(again) == quant.report_of(found).recipe
+    halves, batch = adapter(tiny("llama"), NAMES["llama"]), inputs("llama")[0]
+    for model in (found, again):
+        quant.attach_lora(model, halves, 0.5)
+    with torch.no_grad():
+        torch.testing.assert_close(again(batch).logits, found(batch).logits, atol=1e-4, rtol=1e-4)
+    quant.save(again, tmp_path / "more")  # what was loaded is saved with its recipe, too
+    assert quant.recipe_of(quant.load(tmp_path / "more")) == quant.recipe_of(found)
+    if layout == "compressed-tensors":
+        from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+        other = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "out", quantization_config=CompressedTensorsConfig(run_compressed=False), dtype=torch.float32
+        )
+        assert other(batch).logits.shape == found(batch).logits.shape
+
+
+def test_a_folder_that_says_nothing_or_nonsense_of_its_recipe(tiny, inputs, tmp_path):
+    found = quant.quantize(tiny("llama"), "smoothquant", "w8a8", inputs("llama"))
+    quant.save(found, tmp_path / "out")
+    with pytest.raises(ModelError, match="Smooth folds"):
+        quant.attach_lora(quant.load(tmp_path / "out"), adapter(tiny("llama"), NAMES["llama"]))
+    path = tmp_path / "out" / "skerry-recipe.json"
+    path.write_text('{"part": "Recipe", "name": "x", "solver": {"part": "os.system"}}')
+    with pytest.warns(SkerryWarning, match=r"skerry-recipe\.json.*unknown part"):
+        again = quant.load(tmp_path / "out")
+    assert quant.recipe_of(again) is None
+    path.unlink()
+    with pytest.raises(ModelError, match="give attach_lora its recipe"):
+        quant.attach_lora(quant.load(tmp_path / "out"), adapter(tiny("llama"), NAMES["llama"]))

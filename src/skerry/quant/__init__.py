@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_package(
         "quantize_patches": "skerry.quant.patches.api",
         "make_recipe": "skerry.quant.recipes",
         "quantize": "skerry.quant.api",
+        "recipe_of": "skerry.quant.report",
         "report_of": "skerry.quant.api",
         "recipes": "",
         "solvers": "",

@@ -18,7 +18,7 @@ from skerry.core.errors import ModelError, ParameterError
 from skerry.quant.linear import BlockRotation, InputAffine, InputTransform, QuantizedLinear
 from skerry.quant.parts import LowRank
 from skerry.quant.recipe import Recipe
-from skerry.quant.report import QuantizationReport
+from skerry.quant.report import recipe_of
 
 __all__ = ["attach_lora"]
 
@@ -38,14 +38,14 @@ def attach_lora(
     Parameters
     ----------
     model : Module
-        From :func:`skerry.quant.quantize`, or loaded (then give its ``recipe``).
+        From :func:`skerry.quant.quantize` or :func:`skerry.quant.load`.
     adapter : mapping of str to Tensor
         ``LAYER.lora_A.weight`` (r, in) and ``LAYER.lora_B.weight`` (out, r), as PEFT saves them; its prefix
         ``base_model.model.`` is taken off.
     scale : float, default 1.0
         Of the product: ``lora_alpha / r`` in PEFT's configuration.
     recipe : Recipe, optional
-        How the model was quantized; by default what its report says.
+        How the model was quantized; by default what its report, or the folder that it was loaded from, says.
     dtype : torch.dtype, optional
         Of the new columns; by default that of the branch, or bfloat16.
 
@@ -83,10 +83,9 @@ def attach_lora(
 
 def _check_recipe(model: nn.Module, recipe: Recipe | None) -> None:
     if recipe is None:
-        report = getattr(model, "quantization_report", None)
-        if not isinstance(report, QuantizationReport):
+        recipe = recipe_of(model)
+        if recipe is None:
             raise ModelError("how this model was quantized is not known: give attach_lora its recipe")
-        recipe = report.recipe
     folded = [type(t).__name__ for t in recipe.transforms if not getattr(t, "keeps_inputs", False)]
     if folded:
         raise ModelError(

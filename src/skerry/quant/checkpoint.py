@@ -3,8 +3,8 @@
 ``compressed-tensors`` is the layout that transformers and serving engines read, for integer, FP8 and FP4 weights
 without extra parts. ``skerry-v1`` holds everything: ``skerry.json`` maps each layer to its parts, the tensors lie in
 safetensors shards. ``dense`` means plain 16- or 32-bit weights that any program loads, ``gguf`` one file for llama.cpp
-and its kin, ``gptq`` what loaders of AutoGPTQ's folders read. Whatever was written is read back and compared before the
-folder appears.
+and its kin, ``gptq`` what loaders of AutoGPTQ's folders read. Beside what can be loaded back lies the recipe,
+``skerry-recipe.json``. Whatever was written is read back and compared before the folder appears.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from skerry.quant import checkpoint_gguf as gguf
 from skerry.quant import checkpoint_gptq as gptq
 from skerry.quant.architectures.base import architecture_of
 from skerry.quant.checkpoint_files import ShardReader, ShardWriter, copy_companions, new_folder, read_json
-from skerry.quant.checkpoint_load import BLOCKS, MAP, float_keys, load, read_part
+from skerry.quant.checkpoint_load import BLOCKS, MAP, RECIPE, float_keys, load, read_part
 from skerry.quant.groups import ShiftedNorm
 from skerry.quant.linear import QuantizedLinear
 from skerry.quant.parts import Solved, SparseColumns, SparseEntries
-from skerry.quant.recipe import to_plain
+from skerry.quant.recipe import Recipe, to_plain
+from skerry.quant.report import recipe_of
 from skerry.quant.transforms.rotation import UnitRMSNorm
 
 __all__ = ["LAYOUTS", "layout_for", "load", "save"]
@@ -275,6 +276,9 @@ def _write_texts(folder: Path, model: nn.Module, layers: Mapping[str, QuantizedL
             data["quantization_config"] = gptq.quantization_config(model, _gptq_form(layers))
             _write_json(folder / "quantize_config.json", data["quantization_config"])
         _write_json(folder / "config.json", data)
+    if layout != "dense" and (recipe := recipe_of(model)) is not None and _can_be_read(recipe):
+        with atomic_write(folder / RECIPE) as file:
+            file.write((recipe.to_json() + "\n").encode())
     if layout == "skerry-v1":
         shifted = [n for n, m in model.named_modules() if isinstance(m, ShiftedNorm)]
         units = {n: m.eps for n, m in model.named_modules() if isinstance(m, UnitRMSNorm)}
@@ -285,6 +289,14 @@ def _write_texts(folder: Path, model: nn.Module, layers: Mapping[str, QuantizedL
         if blocks := _blocks(model):
             data["blocks"] = {n: m.meta() for n, m in blocks.items()}
         _write_json(folder / MAP, data)
+
+
+def _can_be_read(recipe: Recipe) -> bool:
+    """Return whether the recipe comes back from its text: one with parts of the caller's own does not."""
+    try:
+        return Recipe.from_json(recipe.to_json()) == recipe
+    except (ModelError, TypeError):
+        return False
 
 
 def _blocks(model: nn.Module) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,19 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skerry.core.errors import MissingExtra, ModelError, SkerryError
+from skerry.core.errors import MissingExtra, ModelError, SkerryError, SkerryWarning
 from skerry.quant import checkpoint_compressed as compressed
 from skerry.quant import checkpoint_gptq as gptq
 from skerry.quant.checkpoint_files import ShardReader, read_json
 from skerry.quant.groups import ShiftedNorm
 from skerry.quant.linear import BlockRotation, InputAffine, QuantizedLinear
 from skerry.quant.parts import LowRank, QuantizedTensor, Solved, SparseColumns, SparseEntries
-from skerry.quant.recipe import from_plain
+from skerry.quant.recipe import Recipe, from_plain
 from skerry.quant.transforms.rotation import UnitRMSNorm
 
-__all__ = ["BLOCKS", "MAP", "float_keys", "load", "read_part"]
+__all__ = ["BLOCKS", "MAP", "RECIPE", "float_keys", "load", "read_part"]
 
 MAP = "skerry.json"
+RECIPE = "skerry-recipe.json"
 TENSORS: dict[str, tuple[str, str]] = {  # a kind in a checkpoint is looked up here and nowhere else
     "column_scaled": ("skerry.quant.solvers.column_scaled", "ColumnScaled"),
     "float": ("skerry.quant.parts", "FloatTensor"),
@@ -57,6 +60,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     -------
     Module
         In evaluation mode, without gradients; layers compute with their dequantized weights until kernels are set.
+        :func:`~skerry.quant.report.recipe_of` tells how it was quantized, if the folder says so.
 
     Raises
     ------
@@ -86,7 +90,19 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
             _reform(model, read_json(folder / MAP).get("blocks", {}), folder)
         _put(model, layers, changed, units, folder)
         _fill(model, layers, reader)
+    model.quantization_recipe = _recipe(folder / RECIPE)  # type: ignore[assignment]
     return model.eval().requires_grad_(False)
+
+
+def _recipe(path: Path) -> Recipe | None:
+    """Return the recipe in the folder; one that cannot be read is told and left out, for the weights are whole."""
+    if not path.is_file():
+        return None
+    try:
+        return Recipe.from_json(json.dumps(read_json(path)))
+    except (SkerryError, AttributeError, RecursionError) as error:
+        warnings.warn(f"{path}: how the model was quantized is not known: {error}", SkerryWarning, stacklevel=3)
+        return None
 
 
 def float_keys(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> list[str]:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from skerry.quant.recipe import Recipe, to_plain
 
-__all__ = ["LayerReport", "QuantizationReport"]
+__all__ = ["LayerReport", "QuantizationReport", "recipe_of"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,22 @@ class QuantizationReport:
         ]
         lines += [f"  worst: {layer.name} {layer.signal_to_noise:.1f} dB" for layer in self.worst(3)]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def recipe_of(model: nn.Module) -> Recipe | None:
+    """Return how a model was quantized, as its report or the folder that it was loaded from says; else None.
+
+    Examples
+    --------
+    >>> import skerry.quant as quant
+    >>> recipe_of(quant.quantize(nn.Sequential(nn.Linear(8, 4)), "rtn", "w8a8")).name
+    'rtn'
+    >>> recipe_of(nn.Linear(8, 4)) is None
+    True
+    """
+    report = getattr(model, "quantization_report", None)
+    found = report.recipe if isinstance(report, QuantizationReport) else getattr(model, "quantization_recipe", None)
+    return found if isinstance(found, Recipe) else None
 
 
 def _number(value: float) -> float | None:
