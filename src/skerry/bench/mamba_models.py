@@ -21,8 +21,9 @@ from torch import nn
 from skerry.bench.quant_models import characters, loss_of, windows
 from skerry.bench.quant_rows import Lab
 from skerry.core.files import atomic_write, cache_folder
+from skerry.quant.architectures.base import architecture_of
 from skerry.quant.architectures.mamba import ARCHITECTURE
-from skerry.quant.architectures.mamba_block import SplitMambaMixer
+from skerry.quant.architectures.mamba_block import GatedOutput
 
 __all__ = ["MambaChar", "make_mamba_lab", "new_mamba", "plant_gates", "trained_mamba"]
 
@@ -116,26 +117,27 @@ def plant_gates(model: nn.Module, *, share: float = 0.02, gain: float = 20.0, st
     Parameters
     ----------
     model : Module
-        ``MambaForCausalLM``; the copy's blocks are split.
+        ``MambaForCausalLM`` or :class:`~skerry.deep.vision_mamba.VisionMamba`; the copy's blocks are split.
     share : float, default 0.02
         Of the gates of every block that are ``gain`` times as large.
     gain : float, default 20.0
     steps : int, default 4
-        Channels between the two layers that make the time step which are ``step_gain`` times as large.
+        Channels between the two layers that make a time step which are ``step_gain`` times as large.
     step_gain : float, default 30.0
     """
     twin = copy.deepcopy(model)
-    ARCHITECTURE.prepare(twin)  # type: ignore[misc]
+    architecture_of(twin).prepare(twin)  # type: ignore[misc]
     generator = torch.Generator().manual_seed(1)
-    for mixer in (m for m in twin.modules() if isinstance(m, SplitMambaMixer)):
-        D, rank = len(mixer.D), mixer.step_proj.out_features
+    for mixer in [m for m in twin.modules() if isinstance(m, GatedOutput)]:
+        D = mixer.gate_proj.out_features
         scale = torch.ones(D)
         scale[torch.randperm(D, generator=generator)[: max(1, round(share * D))]] = 1.0 / gain
         mixer.set_gate_scale(scale)  # gates / scale: outputs of the gate are larger by 1 / scale
         mixer.out_proj.weight *= scale
-        at = torch.randperm(rank, generator=generator)[:steps]
-        mixer.step_proj.weight[at] *= step_gain
-        mixer.dt_proj.weight[:, at] /= step_gain
+        for scan in mixer.scans:
+            at = torch.randperm(scan.step_proj.out_features, generator=generator)[:steps]
+            scan.step_proj.weight[at] *= step_gain
+            scan.dt_proj.weight[:, at] /= step_gain
     return twin
 
 

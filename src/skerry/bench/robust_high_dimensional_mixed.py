@@ -21,6 +21,7 @@ from skerry.robust.mixed_effects import QGaussianMixedModel
 __all__ = ["KINDS", "penalised", "unpenalised"]
 
 KINDS = ("clean", "clusters shifted", "rows of clusters scattered")
+N_ALPHAS = 20
 SMALL = 20  # columns of the comparison without penalty
 
 
@@ -51,7 +52,7 @@ def penalised(p, seeds, seed, progress):
                     X, y, groups, beta = _clusters(p, kind, seed + k)
                     started = time.perf_counter()
                     model = QGaussianMixedModel(
-                        likelihood=likelihood, random=random, alpha="ebic", n_alphas=20, max_iter=60, tol=1e-7
+                        likelihood=likelihood, random=random, alpha="ebic", n_alphas=N_ALPHAS, max_iter=60, tol=1e-7
                     )
                     with warnings.catch_warnings():
                         warnings.simplefilter("ignore")  # a path that ends early has no more rounds to offer

@@ -18,6 +18,7 @@ from skerry.robust.sparse import SparseRegression
 
 __all__ = ["SPOILT", "descent", "judge", "logistic_descent", "mean_row", "recovery"]
 
+LONGEST = 3000  # steps of a solver
 STEPS = (25, 50, 100, 200, 400)
 SOLVERS = {
     "proximal gradient": ("ista", "root"),
@@ -66,9 +67,9 @@ def _trace(problem, alpha, progress, name):
         progress(f"{name}: {method}")
         trace: list[float] = []
         start = np.zeros(problem.A.shape[1])
-        b, _, done = solve(problem, alpha, start, solver, 1e-7, 3000, search, trace=trace)
+        b, _, done = solve(problem, alpha, start, solver, 1e-7, LONGEST, search, trace=trace)
         clock = time.perf_counter()
-        solve(problem, alpha, start, solver, 1e-7, 3000, search)
+        solve(problem, alpha, start, solver, 1e-7, LONGEST, search)
         found[method] = (b[free:], done, np.array(trace), time.perf_counter() - clock)
     rows = []
     for method, (b, done, trace, seconds) in found.items():
