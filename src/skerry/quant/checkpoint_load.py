@@ -42,6 +42,7 @@ TENSORS: dict[str, tuple[str, str]] = {  # a kind in a checkpoint is looked up h
 }
 BLOCKS: dict[str, tuple[str, str]] = {  # forms of blocks that an architecture's ``prepare`` makes
     "mamba_block": ("skerry.quant.architectures.mamba_block", "SplitMambaBlock"),
+    "vim_block": ("skerry.quant.architectures.vim_block", "SplitVimBlock"),
 }
 INPUTS = {"affine": InputAffine, "rotation": BlockRotation}
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from skerry.core.errors import ModelError, ParameterError
 from skerry.quant.activation import TensorStatic
-from skerry.quant.architectures.mamba_block import SplitMambaMixer
+from skerry.quant.architectures.mamba_block import SelectiveScan
 from skerry.quant.calibration import live
 from skerry.quant.statistics import LayerStatistics, StatisticsCollector
 
@@ -107,7 +107,7 @@ class ScanOperands:
         masks : sequence of Tensor or None
             One a batch, (sequences, tokens), false at padding.
         """
-        mixers = {n: m for n, m in block.named_modules() if isinstance(m, SplitMambaMixer)}
+        mixers = {n: m for n, m in block.named_modules() if isinstance(m, SelectiveScan)}
         if not mixers:
             return {}
         inputs = self._statistics(mixers, run, masks)
@@ -124,7 +124,7 @@ class ScanOperands:
         return {f"{what}_bits": part.bits for what, part in given.items() if part is not None}
 
     def _statistics(
-        self, mixers: Mapping[str, SplitMambaMixer], run: Callable[[int], Tensor], masks: Sequence[Tensor | None]
+        self, mixers: Mapping[str, SelectiveScan], run: Callable[[int], Tensor], masks: Sequence[Tensor | None]
     ) -> dict[str, LayerStatistics]:
         if not self.needs:
             return {name: LayerStatistics() for name in mixers}

@@ -19,7 +19,7 @@ from skerry.quant.linear import PreparedLinear
 
 __all__ = ["Architecture", "GroupSpec", "architecture_of"]
 
-FAMILIES = ("llama", "opt", "gpt2", "bert", "vit", "dit", "mamba")  # files of this folder
+FAMILIES = ("llama", "opt", "gpt2", "bert", "vit", "dit", "mamba", "vim")  # files of this folder
 
 
 @dataclass(frozen=True)

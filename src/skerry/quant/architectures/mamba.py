@@ -44,14 +44,15 @@ def _restore(model: nn.Module) -> nn.Module:
         whole.norm = block.norm
         for part in ("conv1d", "A_log", "D", "dt_proj", "out_proj"):
             setattr(whole.mixer, part, getattr(mixer, part))
-        whole.mixer.in_proj = _joined(f"{name}.mixer", mixer, ("states_proj", "gate_proj"))
-        whole.mixer.x_proj = _joined(f"{name}.mixer", mixer, ("step_proj", "B_proj", "C_proj"))
+        kind = mixer.conv1d.weight.dtype
+        whole.mixer.in_proj = joined(f"{name}.mixer", mixer, ("states_proj", "gate_proj"), kind)
+        whole.mixer.x_proj = joined(f"{name}.mixer", mixer, ("step_proj", "B_proj", "C_proj"), kind)
         found.set_submodule(name, whole.train(block.training))
     return found
 
 
-def _joined(where: str, mixer: nn.Module, names: tuple[str, ...]) -> nn.Module:
-    """Return one layer for several that read one input."""
+def joined(where: str, mixer: nn.Module, names: tuple[str, ...], dtype: torch.dtype) -> nn.Module:
+    """Return one layer for several that read one input; a quantized one has rounded weights of this dtype."""
     layers: list[Any] = [mixer.get_submodule(n) for n in names]
     quantized = any(isinstance(layer, QuantizedLinear) for layer in layers)
     if moved := [n for n, layer in zip(names, layers, strict=True) if getattr(layer, "before", None)]:
@@ -61,7 +62,7 @@ def _joined(where: str, mixer: nn.Module, names: tuple[str, ...]) -> nn.Module:
     if any(layer.bias is not None for layer in layers):
         bias = torch.cat([_bias(layer) for layer in layers])
     if quantized:
-        return QuantizedLinear(Solved(FloatTensor(W.to(mixer.conv1d.weight.dtype))), None, bias)  # type: ignore[union-attr]
+        return QuantizedLinear(Solved(FloatTensor(W.to(dtype))), None, bias)
     linear = nn.Linear(W.shape[1], W.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(W, requires_grad=False)
     linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)

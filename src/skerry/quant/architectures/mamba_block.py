@@ -26,7 +26,7 @@ from skerry.deep.recurrence import linear_recurrence
 from skerry.quant.linear import BlockRotation
 from skerry.quant.recipe import from_plain, to_plain
 
-__all__ = ["SplitMambaBlock", "SplitMambaMixer", "gated_silu", "split_linear"]
+__all__ = ["GatedOutput", "SelectiveScan", "SplitMambaBlock", "SplitMambaMixer", "gated_silu", "split_linear"]
 
 CHUNK = 2**22  # states (numbers) held at a time
 ROUNDED = ("conv_input", "state", "readout")
@@ -70,18 +70,16 @@ def split_linear(linear: nn.Linear, sizes: list[int]) -> list[nn.Linear]:
     return parts
 
 
-class SplitMambaMixer(nn.Module):
-    """The mixer of a Mamba block, see the head of this file.
+class SelectiveScan(nn.Module):
+    """One direction of a Mamba mixer between its outer projections, see the head of this file.
 
     Parameters
     ----------
-    mixer : Module
-        ``MambaMixer`` of transformers; its parameters are shared, those of ``in_proj`` and ``x_proj`` copied.
+    core : Module
+        With ``conv1d``, ``x_proj``, ``dt_proj``, ``A_log`` and ``D``, which are shared; ``x_proj`` is copied.
 
     Attributes
     ----------
-    gate_scale : buffer of shape (D,) or None
-        ``s`` of the gate's activation.
     channel_scale : buffer of shape (D,) or None
         The states are divided by it before they are rounded, the product is multiplied by it.
     state_rotation : BlockRotation or None
@@ -92,17 +90,12 @@ class SplitMambaMixer(nn.Module):
         Called with ("conv" | "state" | "readout", tensor) for statistics.
     """
 
-    def __init__(self, mixer: nn.Module) -> None:
+    def __init__(self, core: Any) -> None:
         super().__init__()
-        if mixer.activation not in ("silu", "swish"):
-            raise ModelError(f"a Mamba block with the activation {mixer.activation!r} is not known here, only silu")
-        self.config, self.layer_idx = mixer.config, mixer.layer_idx
-        size, rank, states = mixer.intermediate_size, mixer.time_step_rank, mixer.ssm_state_size
-        self.conv1d, self.A_log, self.D = mixer.conv1d, mixer.A_log, mixer.D
-        self.states_proj, self.gate_proj = split_linear(mixer.in_proj, [size, size])
-        self.step_proj, self.B_proj, self.C_proj = split_linear(mixer.x_proj, [rank, states, states])
-        self.dt_proj, self.out_proj = mixer.dt_proj, mixer.out_proj
-        self.register_buffer("gate_scale", None)
+        self.conv1d, self.A_log, self.D, self.dt_proj = core.conv1d, core.A_log, core.D, core.dt_proj
+        states = self.A_log.shape[1]
+        rank = core.x_proj.out_features - 2 * states
+        self.step_proj, self.B_proj, self.C_proj = split_linear(core.x_proj, [rank, states, states])
         self.register_buffer("channel_scale", None)
         self.register_buffer("state_matrix", None)
         self.state_rotation: BlockRotation | None = None
@@ -110,36 +103,21 @@ class SplitMambaMixer(nn.Module):
         self.state: Any = None
         self.readout: Any = None
         self.listener: Callable[[str, Tensor], None] | None = None
-        self.train(mixer.training)
+        self.train(core.training)
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        cache: Any = None,
-        attention_mask: Tensor | None = None,
-        cache_params: Any = None,
-        **others: Any,
-    ) -> Tensor:
-        """Return the mixer's output (sequences, tokens, d); a cache is continued and updated.
+    def forward(self, xs: Tensor) -> Tensor:
+        """Return the states read out (sequences, tokens, D) of ``xs`` (sequences, tokens, D)."""
+        return self.scanned(xs)
 
-        ``cache_params`` is what transformers called ``cache`` before its version 5.24.
-        """
-        cache = cache_params if cache is None else cache
-        x = _masked(hidden_states, attention_mask)
-        past = None if cache is None else cache.get_recurrent_state(self.layer_idx, state_idx=0)
-        c = _masked(nn.functional.silu(self._convolved(self.states_proj(x), cache)), attention_mask)
+    def scanned(self, xs: Tensor, cache: Any = None, mask: Tensor | None = None, layer: int | None = None) -> Tensor:
+        """Return what :meth:`forward` does; a cache is continued and updated, tokens outside of a mask are 0."""
+        past = None if cache is None else cache.get_recurrent_state(layer, state_idx=0)
+        c = _masked(nn.functional.silu(self._convolved(xs, cache, layer)), mask)
         dt = nn.functional.softplus(self.dt_proj(self.step_proj(c)))
         y, last = self._scan(c, dt, self.B_proj(c), self.C_proj(c), past)
         if cache is not None:
-            cache.update_recurrent_state(last, self.layer_idx)
-        y = y * gated_silu(self.gate_proj(x), self.gate_scale).to(y)
-        return self.out_proj(y.to(hidden_states.dtype))
-
-    def set_gate_scale(self, scale: Tensor) -> None:
-        """Divide the gates by ``scale`` (D,), in place; outputs of the gate become ``1 / scale`` of what they were."""
-        with torch.no_grad():
-            divide_rows(self.gate_proj, scale)
-            self.gate_scale = scale.float() if self.gate_scale is None else self.gate_scale * scale.float()
+            cache.update_recurrent_state(last, layer)
+        return y
 
     def rotate_state(self, rotation: BlockRotation) -> None:
         """Turn the states before the product with C, and C with them, in place.
@@ -161,7 +139,6 @@ class SplitMambaMixer(nn.Module):
     def meta(self) -> dict[str, Any]:
         """Return what JSON must keep beside the tensors."""
         return {
-            "gate_scale": self.gate_scale is not None,
             "channel_scale": self.channel_scale is not None,
             "state_rotation": None if self.state_rotation is None else self.state_rotation.meta(),
             "state_matrix": self.state_matrix is not None,
@@ -170,9 +147,8 @@ class SplitMambaMixer(nn.Module):
     def take_meta(self, meta: Mapping[str, Any]) -> None:
         """Take the form that :meth:`meta` told; the buffers' values are filled in later."""
         D, N = self.A_log.shape
-        for name in ("gate_scale", "channel_scale"):
-            if meta.get(name):
-                setattr(self, name, torch.empty(D, device="meta"))
+        if meta.get("channel_scale"):
+            self.channel_scale = torch.empty(D, device="meta")
         rotation = meta.get("state_rotation")
         if meta.get("state_matrix"):
             self.state_matrix = torch.empty(N, N, dtype=torch.float64, device="meta")
@@ -186,14 +162,14 @@ class SplitMambaMixer(nn.Module):
                 raise ModelError(f"a Mamba block has an unknown quantizer for its {name}")
             setattr(self, name, part)
 
-    def _convolved(self, x: Tensor, cache: Any) -> Tensor:
+    def _convolved(self, x: Tensor, cache: Any, layer: int | None) -> Tensor:
         count = x.shape[1]
         if self.listener is not None:
             self.listener("conv", x)
         x = x.transpose(1, 2)
         if cache is not None:
             kernel = self.conv1d.kernel_size[0]
-            x = cache.update_conv_state(x, self.layer_idx, conv_kernel_size=kernel)
+            x = cache.update_conv_state(x, layer, conv_kernel_size=kernel)
         if self.conv_input is not None:
             x = self.conv_input.fake(x)
         width = x.shape[-1]  # the convolution pads both sides: what lies past the last token is cut
@@ -231,6 +207,77 @@ class SplitMambaMixer(nn.Module):
             C = self.readout.fake(C)
         y = (h @ C[..., None]).squeeze(-1)
         return y if scale is None else y * scale.to(y)
+
+
+class GatedOutput:
+    """What mixers with ``gate_proj`` and a buffer ``gate_scale``, the s of the gate's activation, have in common.
+
+    ``scans`` are their directions, which read the outputs of one ``states_proj``.
+    """
+
+    gate_proj: nn.Linear
+    gate_scale: Tensor | None
+    scans: list[SelectiveScan]
+
+    def set_gate_scale(self, scale: Tensor) -> None:
+        """Divide the gates by ``scale`` (D,), in place; outputs of the gate become ``1 / scale`` of what they were."""
+        with torch.no_grad():
+            divide_rows(self.gate_proj, scale)
+            self.gate_scale = scale.float() if self.gate_scale is None else self.gate_scale * scale.float()
+
+
+class SplitMambaMixer(GatedOutput, SelectiveScan):
+    """The mixer of a Mamba block, see the head of this file.
+
+    Parameters
+    ----------
+    mixer : Module
+        ``MambaMixer`` of transformers; its parameters are shared, those of ``in_proj`` and ``x_proj`` copied.
+    """
+
+    def __init__(self, mixer: nn.Module) -> None:
+        super().__init__(mixer)
+        if mixer.activation not in ("silu", "swish"):
+            raise ModelError(f"a Mamba block with the activation {mixer.activation!r} is not known here, only silu")
+        self.config, self.layer_idx = mixer.config, mixer.layer_idx
+        size = mixer.intermediate_size
+        self.states_proj, self.gate_proj = split_linear(mixer.in_proj, [size, size])
+        self.out_proj = mixer.out_proj
+        self.register_buffer("gate_scale", None)
+        self.train(mixer.training)
+
+    @property
+    def scans(self) -> list[SelectiveScan]:  # type: ignore[override]
+        """Its only direction: itself."""
+        return [self]
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        cache: Any = None,
+        attention_mask: Tensor | None = None,
+        cache_params: Any = None,
+        **others: Any,
+    ) -> Tensor:
+        """Return the mixer's output (sequences, tokens, d); a cache is continued and updated.
+
+        ``cache_params`` is what transformers called ``cache`` before its version 5.24.
+        """
+        cache = cache_params if cache is None else cache
+        x = _masked(hidden_states, attention_mask)
+        y = self.scanned(self.states_proj(x), cache, attention_mask, self.layer_idx)
+        y = y * gated_silu(self.gate_proj(x), self.gate_scale).to(y)
+        return self.out_proj(y.to(hidden_states.dtype))
+
+    def meta(self) -> dict[str, Any]:
+        """Return what JSON must keep beside the tensors."""
+        return {"gate_scale": self.gate_scale is not None} | super().meta()
+
+    def take_meta(self, meta: Mapping[str, Any]) -> None:
+        """Take the form that :meth:`meta` told; the buffers' values are filled in later."""
+        if meta.get("gate_scale"):
+            self.gate_scale = torch.empty(len(self.D), device="meta")
+        super().take_meta(meta)
 
 
 class SplitMambaBlock(nn.Module):

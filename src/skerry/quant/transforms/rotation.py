@@ -163,14 +163,19 @@ def _has_gain(module: nn.Module) -> bool:
 
 
 def _embedding(model: nn.Module, architecture: Architecture) -> Tensor:
+    """Return the table whose rows (n, d) the embedding adds up: of a linear layer of patches, its columns."""
     name = architecture.resolve(model, architecture.embeddings)
     if name is None:
         raise ModelError(f"this {architecture.name} model has no embeddings at {architecture.embeddings}")
-    return model.get_submodule(name).weight  # type: ignore[return-value]
+    module: Any = model.get_submodule(name)
+    return module.weight.T if isinstance(module, nn.Linear) else module.weight
 
 
 def _stream_tables(model: nn.Module, architecture: Architecture) -> list[Tensor]:
     tables = [_embedding(model, architecture)]
+    module: Any = model.get_submodule(architecture.resolve(model, architecture.embeddings) or "")
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        tables.append(module.bias[None])
     positions = architecture.resolve(model, architecture.positions)
     return tables if positions is None else [*tables, model.get_submodule(positions).weight]  # type: ignore[list-item]
 

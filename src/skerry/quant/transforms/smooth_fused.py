@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from skerry.core.errors import ParameterError
 from skerry.deep.hadamard import has_hadamard, rotation_matrix
-from skerry.quant.architectures.mamba_block import SplitMambaMixer, divide_rows
+from skerry.quant.architectures.mamba_block import GatedOutput, SelectiveScan, divide_rows
 from skerry.quant.groups import Group
 from skerry.quant.linear import BlockRotation
 from skerry.quant.probe import GroupContext
@@ -87,14 +87,16 @@ class SmoothFused:
         assert statistics.absmax is not None
         return smoothing(statistics.absmax, W.detach().abs().amax(0), self.alpha)
 
-    def _convolution(self, mixer: SplitMambaMixer, context: GroupContext) -> Tensor:
-        kernel = mixer.conv1d.weight  # (D, 1, k)
-        s = smoothing(_largest(mixer, context)["conv"], kernel.detach().abs().amax((1, 2)), self.alpha)
+    def _convolution(self, mixer: Any, context: GroupContext) -> Tensor:
+        kernels = [scan.conv1d.weight for scan in mixer.scans]  # (D, 1, k) each; all directions read one input
+        largest = torch.stack([kernel.detach().abs().amax((1, 2)) for kernel in kernels]).amax(0)
+        s = smoothing(_largest(mixer.scans[0], context)["conv"], largest, self.alpha)
         divide_rows(mixer.states_proj, s)
-        kernel.copy_(kernel.double() * s.double()[:, None, None])
+        for kernel in kernels:
+            kernel.copy_(kernel.double() * s.double()[:, None, None])
         return s
 
-    def _states(self, mixer: SplitMambaMixer, context: GroupContext) -> dict[str, Tensor]:
+    def _states(self, mixer: SelectiveScan, context: GroupContext) -> dict[str, Tensor]:
         found, seen = {}, _largest(mixer, context)
         if "channel" in self.places:
             found["channel"] = s3 = seen["channels"].clamp(min=LEAST)
@@ -169,15 +171,18 @@ def smoothing(activation: Tensor, weight: Tensor, alpha: float = 0.5) -> Tensor:
     return scale.clamp(min=LEAST)
 
 
-def mixer_of(model: nn.Module, group: Group) -> tuple[SplitMambaMixer | None, str]:
-    """Return the Mamba mixer that a group belongs to, or None, and the name of the group's first layer in it."""
+def mixer_of(model: nn.Module, group: Group) -> tuple[Any, str]:
+    """Return the part of a Mamba mixer that holds a group, and the name of the group's first layer in it.
+
+    The part is a :class:`SelectiveScan`, a :class:`GatedOutput`, or both; None for layers of other models.
+    """
     path, _, name = next(iter(group.consumers)).rpartition(".")
     mixer = model.get_submodule(path) if path else None
-    return (mixer if isinstance(mixer, SplitMambaMixer) else None), name
+    return (mixer if isinstance(mixer, (SelectiveScan, GatedOutput)) else None), name
 
 
 @contextmanager
-def listening(mixer: SplitMambaMixer, seen: dict[str, Tensor]) -> Iterator[None]:
+def listening(mixer: SelectiveScan, seen: dict[str, Tensor]) -> Iterator[None]:
     """Gather the largest absolute values of the convolution's inputs, the states (both axes) and C into ``seen``."""
 
     def keep(name: str, values: Tensor) -> None:
@@ -196,7 +201,7 @@ def listening(mixer: SplitMambaMixer, seen: dict[str, Tensor]) -> Iterator[None]
         mixer.listener = kept
 
 
-def _largest(mixer: SplitMambaMixer, context: GroupContext) -> dict[str, Tensor]:
+def _largest(mixer: SelectiveScan, context: GroupContext) -> dict[str, Tensor]:
     """Run the mixer on the calls that the probe recorded."""
     seen: dict[str, Tensor] = {}
     with listening(mixer, seen):
