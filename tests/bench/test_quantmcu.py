@@ -8,7 +8,7 @@ pytest.importorskip("torch", reason="needs the extra 'deep'")
 from skerry.bench import quantmcu as study
 from skerry.core.errors import DataError
 
-TINY = {"seeds": 2, "train": 130, "test": 12, "epochs": 1, "lams": (0.6, 0.0), "jobs": 1}
+TINY = {"seeds": 1, "train": 130, "test": 12, "epochs": 1, "lams": (0.6, 0.0), "jobs": 1}
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_quick_path(monkeypatch, data):
     lines = []
     result = study.run(True, data, 0, lines.append)
     rows = {r["plan"]: r for r in result["table"]}
-    assert len(lines) == 2 and len(rows) == 3 + 3 + 2 * 3 + 1
+    assert len(lines) == 1 and len(rows) == 3 + 3 + 2 * 3 + 1
     times = "fewer than int8 in patches, times"
     assert rows[study.PATCHES][times] == 1.0 and rows[study.LAYERS][times] > 1.0  # patches repeat work
     assert rows[study.LAYERS]["peak KiB"] > rows[study.PATCHES]["peak KiB"] > rows["4 bits in patches"]["peak KiB"]
