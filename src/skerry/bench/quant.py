@@ -27,6 +27,7 @@ from skerry.quant.calibration import run_model
 
 QUICK_BITS = ("w8a8", "w4a16")
 QUICK_CASES = ("RTN", "SmoothQuant", "GPTQ", "LLM.int8")
+FIRST = ("w8a8", "w4a4", "w4a16", "w3a16", "w6a6")  # what is measured first if the time is short
 UNTRIED = "not measured: the time was over"
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Table = dict[tuple[str, str, str], dict[str, Any]]  # (subject, method, bits) to cell
@@ -58,11 +59,14 @@ def _study(quick: bool, data: Path, progress: Callable[[str], None], deadline: f
             found[subject.name, name, ""] = cells.get(
                 f"{subject.name}|{name}", subject.stamp, lambda s=subject, d=dtype: float_cell(s, d)
             )
-    for width in bits:  # every model at a width before the next, so that an early end still compares
-        for name in names:
-            for subject in subjects.values():
-                progress(f"{subject.name}: {name} {width}")
-                found[subject.name, name, width] = _cell(cells, subject, name, width, deadline)
+    encoders = {name: s for name, s in subjects.items() if name == "encoder"}
+    language = {name: s for name, s in subjects.items() if name not in encoders}
+    for part in (language, encoders):  # every recipe at a width before the next, so that an early end still compares
+        for width in sorted(bits, key=FIRST.index):
+            for name in names:
+                for subject in part.values():
+                    progress(f"{subject.name}: {name} {width}")
+                    found[subject.name, name, width] = _cell(cells, subject, name, width, deadline)
     ordered = orderings(found, loud, bits)
     tables = _tables(found, names, bits, ordered, "encoder" in subjects)
     if "encoder" in subjects:
