@@ -130,7 +130,7 @@ def test_one_batch_or_many_are_the_same_tokens(tiny, inputs):
     assert relative(outputs(one, batches), outputs(many, batches)) < 1e-3
 
 
-@pytest.mark.parametrize("propagate", ["quantized", "float"])
+@pytest.mark.parametrize("propagate", ["quantized", "float", "mixed"])
 @pytest.mark.parametrize("sequential", ["block", "group"])
 def test_what_the_next_layer_is_calibrated_on(propagate, sequential, tiny, inputs):
     recipe = Recipe("x", AffineGrid(3), activation=TokenDynamic(8), propagate=propagate, sequential=sequential)

@@ -83,7 +83,7 @@ def test_every_family_goes_on_where_it_was(family, tiny, inputs, tmp_path):
     assert_same(whole, again, tmp_path, family)
 
 
-@pytest.mark.parametrize("propagate", ["quantized", "float"])
+@pytest.mark.parametrize("propagate", ["quantized", "float", "mixed"])
 def test_the_folder_is_gone_at_the_end(propagate, tiny, inputs, tmp_path):
     model, batches = tiny("llama", blocks=3), inputs("llama")
     recipe = replace(make_recipe("gptq", "w4a16"), propagate=propagate)

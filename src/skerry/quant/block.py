@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from skerry.quant.architectures.base import Architecture
 from skerry.quant.calibration import BlockInputs, live, mask_of, output_of, run_model
 from skerry.quant.groups import Group
 from skerry.quant.linear import PreparedLinear, QuantizedLinear
+from skerry.quant.mixed import FloatTwin
 from skerry.quant.numerics import AffineGrid, signal_to_noise
 from skerry.quant.parts import FloatTensor, ModelTransform, Solved
 from skerry.quant.probe import GroupContext, probe_of
@@ -44,6 +46,8 @@ class Block:
     run: Callable[[int], Tensor]
     count: int
     masks: list[Tensor | None]
+    exact: HiddenStates | None = None  # what the float model would give, beside what arrives
+    runner: Callable[[nn.Module, HiddenStates], Callable[[int], Tensor]] | None = None
     threads: int = field(default_factory=torch.get_num_threads)
 
     def steady(self) -> None:
@@ -52,20 +56,27 @@ class Block:
 
 
 def block_of(
-    model: nn.Module, name: str, batches: list[Any], inputs: BlockInputs | None, states: HiddenStates | None
+    model: nn.Module, name: str, batches: list[Any], inputs: BlockInputs | None, streams: list[HiddenStates]
 ) -> Block:
-    """Return the block ``name`` and how it is called on the hidden states; without these, the model on its batches."""
+    """Return the block ``name`` and how it is called on the hidden states; without these, the model on its batches.
+
+    A second stream holds the float model's hidden states.
+    """
     module = model.get_submodule(name)
-    if inputs is None or states is None:
+    if inputs is None or not streams:
         masks = [mask_of(batch) for batch in batches]
         return Block(name, module, lambda b: output_of(run_model(model, batches[b])), len(batches), masks)
 
-    def run(b: int) -> Tensor:
-        with torch.no_grad():
-            found = module(states[b], *inputs.arguments[b], **inputs.keywords[b])
-        return found[0] if isinstance(found, tuple) else found
+    def runner(called: nn.Module, states: HiddenStates) -> Callable[[int], Tensor]:
+        def run(b: int) -> Tensor:
+            with torch.no_grad():
+                found = called(states[b], *inputs.arguments[b], **inputs.keywords[b])
+            return found[0] if isinstance(found, tuple) else found
 
-    return Block(name, module, run, len(states), inputs.masks)
+        return run
+
+    exact = streams[1] if len(streams) > 1 else None
+    return Block(name, module, runner(module, streams[0]), len(streams[0]), inputs.masks, exact, runner)
 
 
 def quantize_block(
@@ -92,17 +103,23 @@ def quantize_block(
             facts = _transformed(block, group, transform, statistics, context, check)
             if facts:
                 report.transforms.append({"transform": type(transform).__name__, "group": group.name, **facts})
-    outputs = None
+    outputs = twin = None
     block.steady()
+    if block.exact is not None and block.runner is not None:
+        twin = FloatTwin(block.module, block.name, partial(block.runner, states=block.exact))
     if recipe.propagate == "float" and states is not None:
         outputs = [block.run(b) for b in range(block.count)]
     for part in [groups] if recipe.sequential == "block" else [[g] for g in groups]:
         contexts = [_context(model, group, recipe, index, random_state) for group in part]
         block.steady()
         needs = {"sample"} | _needs(recipe, part)
-        found = _observe(block, part, contexts, needs) if block.count else [LayerStatistics() for _ in part]
+        found = (
+            _observe(block, part, contexts, needs, twin, model) if block.count else [LayerStatistics() for _ in part]
+        )
         for group, context, statistics in zip(part, contexts, found, strict=True):
             block.steady()
+            if twin is not None:
+                twin.correct(group)
             _solve_group(model, group, context, statistics, recipe, report)
     if recipe.operands is not None and (facts := recipe.operands.quantize(block.module, block.run, block.masks)):
         report.transforms.append({"transform": type(recipe.operands).__name__, "group": block.name, **facts})
@@ -110,6 +127,8 @@ def quantize_block(
     if states is not None:
         for b in range(block.count):
             states[b] = block.run(b) if outputs is None else outputs[b]
+            if twin is not None and block.exact is not None:
+                block.exact[b] = twin.run(b)
 
 
 def _solve_group(
@@ -215,7 +234,12 @@ def _transformed(
 
 
 def _observe(
-    block: Block, groups: list[Group], contexts: list[GroupContext], needs: set[str] | frozenset[str]
+    block: Block,
+    groups: list[Group],
+    contexts: list[GroupContext],
+    needs: set[str] | frozenset[str],
+    twin: FloatTwin | None = None,
+    model: nn.Module | None = None,
 ) -> list[LayerStatistics]:
     """Run the block over the calibration batches and return the statistics of each group's input."""
     if not block.count:
@@ -225,13 +249,13 @@ def _observe(
 
     def listen(collector: StatisticsCollector, layer: PreparedLinear) -> Any:
         def hook(module: nn.Module, arguments: tuple) -> None:
-            x = arguments[0]
-            for change in layer.before:
-                x = change(x)
+            x = arrived = layer.changed(arguments[0])
             mask = current[0]
             if mask is not None and x.ndim == 2 and len(x) == mask.numel():  # OPT's MLP gets its tokens in one row
                 x = x.reshape(*mask.shape, -1)
             collector.update(x, mask if mask is not None and x.shape[:2] == mask.shape else None)
+            if twin is not None:
+                twin.meet(collector.name, arrived, mask)
 
         return layer.register_forward_pre_hook(hook)
 
@@ -240,8 +264,12 @@ def _observe(
             handle = listen(collector, next(iter(group.consumers.values())))
             stack.callback(handle.remove)
             stack.enter_context(context.probe.listening())
+        if twin is not None and model is not None:
+            stack.enter_context(twin.watching(model, groups, contexts))
         for b in range(block.count):
             current[0] = block.masks[b]
+            if twin is not None:
+                twin.give(b, current[0])
             for context in contexts:
                 context.probe.mask = current[0]
             block.run(b)

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,20 @@ def quantize_model(
         for transform in recipe.transforms:
             if isinstance(transform, ModelTransform):
                 report.transforms.append(_whole_model(model, architecture, transform, batches, check))
-        inputs = states = None
+        inputs = None
+        streams: list[HiddenStates] = []  # what arrives, and for "mixed" what the float model would give
         if batches and names[0]:
-            states = HiddenStates(limit=memory, folder=scratch)
-            stack.callback(states.close)
-            inputs = catch_inputs(model, model.get_submodule(names[0]), batches, states.append)
+            for _ in range(2 if recipe.propagate == "mixed" else 1):
+                streams.append(HiddenStates(limit=memory, folder=scratch))
+                stack.callback(streams[-1].close)
+
+            def keep(hidden: torch.Tensor) -> None:
+                for stream in streams:
+                    stream.append(hidden)
+
+            inputs = catch_inputs(model, model.get_submodule(names[0]), batches, keep)
+        elif recipe.propagate == "mixed":
+            report.notes.append("a model without blocks has no inputs to mix: propagate='mixed' did nothing")
         first = 0
         if work is not None:
             for i in range(work.done):
@@ -133,17 +143,19 @@ def quantize_model(
                 work.restore_block(i, model, names[i], report)
                 if away:
                     work.let_go(i, model, names[i])
-            first = _resumed(work, names, report, states)
+            first = _resumed(work, names, report, streams)
         for i, name in enumerate(names[first:], first):
             progress(name or type(model).__name__, i, len(names))
             if away:
                 ready += _enter(model, name, architecture, recipe)
             torch.set_num_threads(threads)
-            block = block_of(model, name, batches, inputs, states)
+            block = block_of(model, name, batches, inputs, streams)
             start = Start(block.module, report)
-            quantize_block(model, block, i, architecture, recipe, report, check, random_state, states)
+            quantize_block(
+                model, block, i, architecture, recipe, report, check, random_state, streams[0] if streams else None
+            )
             if work is not None:
-                work = _kept(work, i, model, names, report, states, start)
+                work = _kept(work, i, model, names, report, streams, start)
             if away and work is not None:
                 work.let_go(i, model, name)
         _refuse_nothing(ready, recipe)
@@ -206,14 +218,15 @@ def _refuse_offloaded(recipe: Recipe, inplace: bool, work_dir: Any) -> None:
         raise ModelError("a model with offloaded weights is quantized with inplace=True and a work_dir for the result")
 
 
-def _resumed(work: WorkFolder, names: list[str], report: QuantizationReport, states: HiddenStates | None) -> int:
+def _resumed(work: WorkFolder, names: list[str], report: QuantizationReport, streams: list[HiddenStates]) -> int:
     """Read the hidden states that an earlier run left, and say so; return the blocks that it finished."""
     if work.anew:
         warnings.warn(f"{work.path}: starting anew, {work.anew}", SkerryWarning, stacklevel=4)
         report.notes.append(f"started anew: {work.anew}")
-    if 0 < work.done < len(names) and states is not None:
-        for b, tensor in enumerate(work.read_states(work.done)):
-            states[b] = tensor.to(states[b].device)
+    if 0 < work.done < len(names) and streams:
+        for i, tensor in enumerate(work.read_states(work.done)):
+            stream, b = divmod(i, len(streams[0]))
+            streams[stream][b] = tensor.to(streams[stream][b].device)
     if work.done:
         report.notes.append(f"resumed: {work.done} of {len(names)} blocks came from {work.path}")
     return work.done
@@ -225,14 +238,14 @@ def _kept(
     model: nn.Module,
     names: list[str],
     report: QuantizationReport,
-    states: HiddenStates | None,
+    streams: list[HiddenStates],
     start: Start,
 ) -> WorkFolder | None:
     """Keep a finished block; return the folder, or None where the block cannot be rebuilt and nothing is kept."""
     if reason := start.changed(model.get_submodule(names[index])):
         report.notes.append(f"an interruption would lose this run: {names[index]}.{reason}")
         return None
-    if states is not None and index + 1 < len(names):
-        work.save_states(index + 1, states)
+    if streams and index + 1 < len(names):
+        work.save_states(index + 1, chain(*streams))
     work.save_block(index, model, names[index], report, start)
     return work

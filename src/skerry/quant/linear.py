@@ -119,14 +119,19 @@ class PreparedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``f(x) W^T + b``."""
-        for change in self.before:
-            x = change(x)
+        x = self.changed(x)
         rounded = x if self.played_input is None else self.played_input.fake(x)
         weight = self.weight if self.played_weight is None else self.played_weight.to(self.weight.dtype)
         y = nn.functional.linear(rounded, weight, self.bias)
         if self.played_branch is not None:
             y = y + nn.functional.linear(x, self.played_branch.to(x))
         return y if self.played_bias is None else y + self.played_bias.to(y)
+
+    def changed(self, x: Tensor) -> Tensor:
+        """Return the input (..., in) as the weight meets it: after ``before``."""
+        for change in self.before:
+            x = change(x)
+        return x
 
     def plain(self) -> nn.Linear:
         """Return an ordinary ``nn.Linear`` over the same parameters; ``before`` is not part of it."""

@@ -59,7 +59,7 @@ def plan(
     width = _width(model, layers)
     tokens = [_tokens(model, batch) for batch in batches]
     states = sum(tokens) * width * size
-    held = min(states, memory) * (2 if recipe.propagate == "float" else 1)
+    held = min(states, memory) * (1 if recipe.propagate == "quantized" else 2)
     needs = {need for name in layers for part in recipe.parts_for(name) for need in getattr(part, "needs", ())}
     needs |= {need for part in recipe.transforms for need in getattr(part, "needs", ())}
     grams = bool(needs & {"gram", "covariance"})
@@ -112,6 +112,9 @@ def _work(
     summing = 3 * widest * widest * GRAM + min(largest, CHUNK) * widest * 4 if grams and tokens else 0
     calls = min(len(tokens), PROBE_BATCHES) * largest * sum(i + out for out, i in layers.values()) * size
     guard = block if recipe.transforms and tokens else 0
+    if recipe.propagate == "mixed":  # the float twin, and the two products of every group's inputs
+        guard += block
+        gathered += sum(2 * i * i * 8 for i in inputs)
     solving = COPIES * 4 * heaviest + (FACTORS * widest * widest * GRAM if grams else 0)
     return gathered + calls + guard + max(running + summing, solving)
 

@@ -134,8 +134,10 @@ class Recipe:
         Applied in order; each is fitted on the model as the earlier ones left it.
     skip : tuple of str
         Patterns of layer names that stay in floating point.
-    propagate : {"quantized", "float"}
-        What later blocks are calibrated on: outputs of the quantized blocks, or of the float ones.
+    propagate : {"quantized", "float", "mixed"}
+        What later blocks are calibrated on: outputs of the quantized blocks, or of the float ones; "mixed" solves every
+        layer for the float model's output on the inputs that the quantized blocks give (:mod:`skerry.quant.mixed`), and
+        holds both.
     sequential : {"block", "group"}
         Whether the layers of a block share one calibration pass, or each group is solved on inputs that have
         passed through the already quantized groups before it.
@@ -166,8 +168,8 @@ class Recipe:
     operands: Any = None
 
     def __post_init__(self) -> None:
-        if self.propagate not in ("quantized", "float"):
-            raise ParameterError(f"propagate must be 'quantized' or 'float', got {self.propagate!r}")
+        if self.propagate not in ("quantized", "float", "mixed"):
+            raise ParameterError(f"propagate must be 'quantized', 'float' or 'mixed', got {self.propagate!r}")
         if self.sequential not in ("block", "group"):
             raise ParameterError(f"sequential must be 'block' or 'group', got {self.sequential!r}")
         for pattern, settings in self.overrides:
@@ -179,7 +181,7 @@ class Recipe:
         """Whether any part wants to see inputs."""
         parts = [self.solver, self.activation, self.operands, *self.transforms]
         parts += [part for _, settings in self.overrides for part in settings.values()]
-        return any(getattr(part, "needs", None) for part in parts)
+        return self.propagate == "mixed" or any(getattr(part, "needs", None) for part in parts)
 
     def skips(self, layer: str) -> bool:
         """Return whether ``layer`` stays in floating point."""
