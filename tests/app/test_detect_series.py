@@ -101,6 +101,17 @@ def test_what_is_told_of_reading_names_options_of_the_command(skerry, sensor, re
     assert "--order sort or 'keep'" in done.stderr
 
 
+def test_several_columns_tell_series_apart(skerry, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [(site, pump, k, rng.normal()) for site in "ab" for pump in (1, 2) for k in range(60)]
+    path = tmp_path / "pumps.csv"
+    pl.DataFrame(rows, schema=["site", "pump", "second", "flow"], orient="row").write_csv(path)
+    how = ["--kind", "series", "--time", "second", "--detector", "forecast", "--json"]
+    told = json.loads(skerry("detect", path, *how, "--by", "site", "--by", "pump").stdout)
+    assert len(told["series"]) == 4 and told["steps"] == 240
+    assert {tuple(s["channels"]) for s in told["series"]} == {("flow",)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

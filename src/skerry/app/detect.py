@@ -50,7 +50,7 @@ def detect(
     engine: Annotated[str, typer.Option(help="local, or ray: rows are scored by Ray Data.")] = "local",
     kind: Annotated[str, typer.Option(help="table, series, or auto: a steady time column makes a series.")] = "auto",
     time: Annotated[str | None, _reading("The time column (by default it is found); '' takes rows as steps.")] = None,
-    by: Annotated[str | None, _reading("The column that tells several series apart.")] = None,
+    by: Annotated[list[str] | None, _reading("The column that tells several series apart; once for each.")] = None,
     channel: Annotated[str | None, _reading("Of a long table: the column that names the channels.")] = None,
     value: Annotated[str | None, _reading("Of a long table: the column of their values.")] = None,
     time_zone: Annotated[str | None, _reading("The zone of a local clock, such as Europe/Paris.")] = None,
@@ -88,7 +88,7 @@ def detect(
         "time_format": time_format, "step": step, "order": None if order == "auto" else order,
         "duplicates": None if duplicates == "auto" else duplicates,
     }  # fmt: skip
-    how = {option: given for option, given in how.items() if given is not None}
+    how = {option: given for option, given in how.items() if given not in (None, [])}
     if follow:
         from skerry.app.detect_follow import follow as follow_stream
 
