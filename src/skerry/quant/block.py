@@ -21,6 +21,7 @@ from skerry.core.errors import ModelError
 from skerry.quant.activation import TokenDynamic
 from skerry.quant.architectures.base import Architecture
 from skerry.quant.calibration import BlockInputs, live, mask_of, output_of, run_model
+from skerry.quant.formats.float4 import Float4
 from skerry.quant.groups import Group
 from skerry.quant.linear import PreparedLinear, QuantizedLinear
 from skerry.quant.mixed import FloatTwin
@@ -287,6 +288,8 @@ def _context(model: nn.Module, group: Group, recipe: Recipe, index: int, random_
     weight, _, activation = recipe.parts_for(next(iter(group.consumers)), group.role)
     if isinstance(weight, AffineGrid):
         weight = weight.for_shape((1, group.width))
+    elif isinstance(weight, Float4):
+        weight.refuse_width(group.width, next(iter(group.consumers)))
     size = getattr(activation, "group_size", None)
     if activation is not None and size and group.width % size:
         activation = TokenDynamic(activation.bits, activation.symmetric)

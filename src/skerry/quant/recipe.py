@@ -23,6 +23,7 @@ PARTS: dict[str, str] = {
     "BranchSmooth": "skerry.quant.transforms.low_rank",
     "ClippedRTN": "skerry.quant.solvers.clipped",
     "Float4": "skerry.quant.formats.float4",
+    "Float4Group": "skerry.quant.formats.float4",
     "Float8": "skerry.quant.formats.float8",
     "Float8Token": "skerry.quant.formats.float8",
     "GPTQ": "skerry.quant.solvers.gptq",
@@ -71,7 +72,7 @@ class Bits:
     """Bit widths of weights and activations (16 and above: floating point) and the weights' group size.
 
     ``form`` is "int", or the name of a floating-point format: "fp8" (e4m3 weights and inputs), "nvfp4" or "mxfp4" (e2m1
-    weights with block scales, float inputs).
+    weights with block scales, float inputs; the recipe ``svdquant`` rounds its inputs so, too).
     """
 
     weight: int

@@ -1,10 +1,12 @@
 """FP8 and FP4 storage: golden values, nearest rounding, round trips."""
 
+import math
+
 import pytest
 import torch
 
 from skerry.core.errors import ModelError, ParameterError
-from skerry.quant.formats.float4 import Float4, Float4Tensor, decode_e2m1, encode_e2m1
+from skerry.quant.formats.float4 import Float4, Float4Group, Float4Tensor, decode_e2m1, encode_e2m1
 from skerry.quant.formats.float8 import Float8, Float8Tensor, Float8Token
 
 
@@ -83,3 +85,31 @@ def test_errors():
         Float8("block")
     with pytest.raises(ParameterError):
         Float8(scale_dtype="int8")
+
+
+@pytest.mark.parametrize(("scale", "block"), [("nvfp4", 16), ("mxfp4", 32)])
+def test_e2m1_inputs_are_those_of_counting(scale, block):
+    x = weight(5, 64) * torch.tensor([1e-4, 0.3, 1.0, 40.0, 1e4])[:, None]
+    found, values = Float4Group(scale).fake(x), [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+    for t in range(5):
+        for start in range(0, 64, block):
+            part = x[t, start : start + block].double()
+            top = float(part.abs().max())
+            if scale == "nvfp4":
+                step = float(torch.tensor(min(top / 6.0, 448.0)).to(torch.float8_e4m3fn))
+            else:
+                step = 2.0 ** (math.floor(math.log2(top)) - 2)
+            for one, other in zip(part.tolist(), found[t, start : start + block].tolist(), strict=True):
+                nearest = min(abs(abs(one) - v * step) for v in values)
+                assert abs(other) == 0.0 or other * one > 0.0
+                assert abs(one - other) == pytest.approx(nearest, abs=1e-6 * top)
+    assert torch.equal(Float4Group(scale).fake(x[1:3]), found[1:3])  # tokens do not look at each other
+    assert Float4Group(scale).fake(x.bfloat16()).dtype == torch.bfloat16
+    assert not Float4Group(scale).fake(torch.zeros(2, 32)).any()
+
+
+def test_e2m1_inputs_refuse_what_does_not_fit():
+    with pytest.raises(ParameterError, match="nvfp4, mxfp4"):
+        Float4Group("fp4")
+    with pytest.raises(ModelError, match="blocks of 32, which do not divide 48"):
+        Float4Group("mxfp4").fake(torch.ones(1, 48))

@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy_package(
     __name__,
     {
         "Float4": "skerry.quant.formats.float4",
+        "Float4Group": "skerry.quant.formats.float4",
         "Float8": "skerry.quant.formats.float8",
         "Float8Token": "skerry.quant.formats.float8",
         "MixedInt8": "skerry.quant.formats.mixed_decomposition",

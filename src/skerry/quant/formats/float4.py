@@ -17,8 +17,9 @@ from torch import Tensor
 from skerry.core.errors import ModelError, ParameterError
 from skerry.quant.formats.float8 import LARGEST, to_e4m3
 from skerry.quant.formats.levels import boundaries, nearest_level
+from skerry.quant.statistics import LayerStatistics
 
-__all__ = ["Float4", "Float4Tensor", "decode_e2m1", "encode_e2m1"]
+__all__ = ["Float4", "Float4Group", "Float4Tensor", "decode_e2m1", "encode_e2m1"]
 
 MAGNITUDES = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 _BOUNDS = boundaries(MAGNITUDES, [bool(i % 2) for i in range(7)])  # half to the even index
@@ -66,8 +67,14 @@ class Float4:
     scale: str = "nvfp4"
 
     def __post_init__(self) -> None:
-        if self.scale not in BLOCK:
-            raise ParameterError(f"scale must be one of {', '.join(BLOCK)}, got {self.scale!r}")
+        _check_scale(self.scale)
+
+    def refuse_width(self, channels: int, name: str) -> None:
+        """Raise a ModelError that names the layer if the block does not divide its inputs."""
+        if channels % BLOCK[self.scale]:
+            raise ModelError(
+                f"{name}: {_undivided(self.scale, channels)}; leave the layer out (skip) or choose other bits"
+            )
 
     def quantize(self, W: Tensor) -> Float4Tensor:
         """Round ``W`` (out, in).
@@ -80,7 +87,7 @@ class Float4:
         W = W.detach().float()
         size = BLOCK[self.scale]
         if W.shape[1] % size:
-            raise ModelError(f"{self.scale} has blocks of {size}, which do not divide {W.shape[1]} input channels")
+            raise ModelError(_undivided(self.scale, W.shape[1]))
         blocks = W.reshape(len(W), -1, size)
         top = blocks.abs().amax(-1)
         overall = None
@@ -89,8 +96,7 @@ class Float4:
             local = to_e4m3(top / 6.0 * overall)
             step = local.float() / overall
         else:
-            exponent = torch.floor(torch.log2(top.clamp(min=2.0**-120))) - 2  # 6 lies in the binade of 4 = 2^2
-            local = (exponent + 127).clamp(0, 254).to(torch.uint8)
+            local = _biased_exponent(top)
             step = torch.exp2(local.float() - 127)
         safe = torch.where(step > 0, step, torch.ones_like(step))[..., None]
         codes = encode_e2m1(blocks / safe * (step[..., None] > 0)).reshape(W.shape)
@@ -99,6 +105,76 @@ class Float4:
     def bits_per_weight(self, shape: tuple[int, int]) -> float:
         """Return stored bits for each weight, scales included."""
         return 4.0 + 8.0 / BLOCK[self.scale] + (32.0 / (shape[0] * shape[1]) if self.scale == "nvfp4" else 0.0)
+
+
+@dataclass(frozen=True)
+class Float4Group:
+    """Inputs as e2m1 floats with a scale for every token and block of channels, set at run time.
+
+    NVFP4's inputs have no scale of the whole tensor (as in SVDQuant's engine): what lies beyond 2688 is cut off, and
+    blocks whose largest value is below 0.1 get coarse scales.
+
+    Parameters
+    ----------
+    scale : {"nvfp4", "mxfp4"}, default "nvfp4"
+
+    Raises
+    ------
+    ParameterError
+        For another kind of scale.
+
+    Examples
+    --------
+    >>> Float4Group("mxfp4").fake(torch.tensor([[1.0, 0.3, -6.2, 0.1] * 8]))[0, :4].tolist()
+    [1.0, 0.5, -6.0, 0.0]
+    """
+
+    scale: str = "nvfp4"
+
+    bits = 4
+    kind = "float4_group"
+    needs = frozenset[str]()
+
+    def __post_init__(self) -> None:
+        _check_scale(self.scale)
+
+    def calibrated(self, statistics: LayerStatistics) -> Float4Group:
+        """Return itself: the scales are set at run time."""
+        return self
+
+    def fake(self, x: Tensor) -> Tensor:
+        """Return ``x`` (..., in) rounded.
+
+        Raises
+        ------
+        ModelError
+            If the block does not divide the channels.
+        """
+        if x.shape[-1] % BLOCK[self.scale]:
+            raise ModelError(_undivided(self.scale, x.shape[-1]))
+        y = x.float().unflatten(-1, (-1, BLOCK[self.scale]))
+        top = y.abs().amax(-1, keepdim=True)
+        if self.scale == "nvfp4":
+            step = to_e4m3(top / 6.0).float()
+        else:
+            step = torch.exp2(_biased_exponent(top).float() - 127)
+        codes = encode_e2m1(y / torch.where(step > 0, step, torch.ones_like(step)))
+        return (decode_e2m1(codes) * step).flatten(-2).to(x.dtype)
+
+
+def _check_scale(scale: str) -> None:
+    if scale not in BLOCK:
+        raise ParameterError(f"scale must be one of {', '.join(BLOCK)}, got {scale!r}")
+
+
+def _undivided(scale: str, channels: int) -> str:
+    return f"{scale} has blocks of {BLOCK[scale]}, which do not divide {channels} input channels"
+
+
+def _biased_exponent(top: Tensor) -> Tensor:
+    """Return MXFP4's scale bytes: the binade of a block's largest value over that of 6, which is 2^2."""
+    exponent = torch.floor(torch.log2(top.clamp(min=2.0**-120))) - 2
+    return (exponent + 127).clamp(0, 254).to(torch.uint8)
 
 
 @dataclass(frozen=True)

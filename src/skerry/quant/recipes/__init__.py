@@ -33,7 +33,11 @@ RECIPES: dict[str, tuple[str, str]] = {
     "svdquant": ("svdquant", "4-bit weights and activations: a low-rank branch absorbs the outliers (SVDQuant)"),
     "smoothquant": ("smoothquant", "move part of the activations' range into the weights"),
 }
-FLOATING = ("rtn", "smoothquant")  # those whose weights need not be integers
+FLOATING = {  # formats other than integers, and the recipes that know them
+    "fp8": ("rtn", "smoothquant"),
+    "nvfp4": ("rtn", "smoothquant", "svdquant"),
+    "mxfp4": ("rtn", "smoothquant", "svdquant"),
+}
 
 
 def make_recipe(name: str, bits: str | Bits = "w8a8", **settings: Any) -> Recipe:
@@ -69,6 +73,6 @@ def make_recipe(name: str, bits: str | Bits = "w8a8", **settings: Any) -> Recipe
             f"recipe {name!r} has no setting {', '.join(sorted(unknown))}; it has {', '.join(known) or 'none'}"
         )
     widths = parse_bits(bits)
-    if widths.form != "int" and name not in FLOATING:
-        raise ParameterError(f"recipe {name!r} rounds to integers; {bits} goes with {' or '.join(FLOATING)}")
+    if widths.form != "int" and name not in (known := FLOATING[widths.form]):
+        raise ParameterError(f"recipe {name!r} does not know {bits}, which goes with {', '.join(known)}")
     return build(widths, **settings)

@@ -1,6 +1,8 @@
-"""SVDQuant (arXiv 2411.05007): smoothing, a low-rank branch, and groups of 64 on both sides at 4 bits."""
+"""SVDQuant (arXiv 2411.05007): smoothing, a low-rank branch, and on both sides groups of 64 at 4 bits, or NVFP4."""
 
+from skerry.core.errors import ParameterError
 from skerry.quant.activation import GroupDynamic, TokenDynamic
+from skerry.quant.formats.float4 import Float4, Float4Group
 from skerry.quant.numerics import AffineGrid
 from skerry.quant.recipe import Bits, Recipe
 from skerry.quant.recipes.common import weights
@@ -22,8 +24,11 @@ def build(
     """Return the recipe; 8-bit activations are rounded per token, narrower ones per token and group.
 
     ``iterations=1`` is the plain decomposition; ``fold=False`` divides at run time and not in the norms before, which
-    LoRA adapters need (:func:`skerry.quant.attach_lora`).
+    LoRA adapters need (:func:`skerry.quant.attach_lora`). "nvfp4" and "mxfp4" are e2m1 floats on both sides, in blocks
+    of 16 and 32; their codes have a sign, so inputs are not shifted.
     """
+    if bits.form != "int":
+        return _floating(bits, rank, n_grid, iterations, gptq, fold)
     residual = None
     if gptq:
         from skerry.quant.solvers import GPTQ
@@ -44,3 +49,10 @@ def build(
         activation,
         (*lift, BranchSmooth(rank=rank, n_grid=n_grid, fold=fold)),
     )
+
+
+def _floating(bits: Bits, rank: int, n_grid: int, iterations: int, gptq: bool, fold: bool) -> Recipe:
+    if gptq:
+        raise ParameterError(f"GPTQ rounds to integers: {bits} takes gptq=False")
+    solver, smooth = LowRankAbsorb(rank=rank, iterations=iterations), BranchSmooth(rank=rank, n_grid=n_grid, fold=fold)
+    return Recipe("svdquant", Float4(bits.form), solver, Float4Group(bits.form), (smooth,))
