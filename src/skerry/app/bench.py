@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from skerry.app.console import use_threads
+
 __all__ = ["bench"]
 
 bench = typer.Typer(help="Run the studies that back every claim.", no_args_is_help=True)
@@ -54,6 +56,40 @@ def run(
 
     result = run_study(name, quick=quick, data=data, seed=seed, out=out, progress=say, options=options)
     sys.stdout.write(json.dumps(plain(result)) + "\n" if as_json else to_markdown(result))
+
+
+@bench.command()
+def kernels(
+    size: Annotated[int, typer.Option(min=64, max=16384, help="Inputs and outputs of the layers.")] = 2048,
+    seconds: Annotated[float, typer.Option(min=0.001, max=60.0, help="For each figure.")] = 0.2,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Measure how fast this machine multiplies quantized layers. From then on `use_kernels` chooses by it.
+
+    Milliseconds, the least of the repetitions; takes about 10 seconds. Example: `skerry bench kernels --size 4096`
+    """
+    use_threads(threads)
+    import torch
+
+    from skerry.quant.runtime.choose import BUCKETS, measure_costs
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with torch.no_grad():
+        table = measure_costs(size, seconds=seconds, progress=lambda text: print(text, file=sys.stderr, flush=True))
+    path = table.save()
+    if as_json:
+        told = {"path": str(path), "size": size, "threads": table.threads, "machine": table.machine}
+        sys.stdout.write(json.dumps(told | {"milliseconds": table.entries}) + "\n")
+        return
+    typer.echo(f"{'weights, inputs':<34} {'kernel':<11}" + "".join(f"{f'{b} tokens':>12}" for b in BUCKETS))
+    for kind in dict.fromkeys(key.rsplit("|", 1)[0] for key in table.entries):
+        costs = [table.entries[f"{kind}|{b}"] for b in BUCKETS]
+        for name in costs[0]:
+            cells = "".join(f"{c[name]:>11.3f}{'*' if c[name] == min(c.values()) else ' '}" for c in costs)
+            typer.echo(f"{kind.replace('|', ', '):<34} {name:<11}{cells}")
+    typer.echo(f"* fastest; {table.machine}, {table.threads} threads, {size} x {size}; kept in {path}")
 
 
 @bench.command()

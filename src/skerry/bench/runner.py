@@ -18,6 +18,7 @@ from typing import Any
 
 from skerry.core.errors import DataError, ParameterError, nearest
 from skerry.core.files import atomic_write
+from skerry.core.machine import processor
 
 __all__ = ["STUDIES", "compare", "plain", "run_study", "to_markdown"]
 
@@ -64,6 +65,17 @@ STUDIES: dict[str, str] = {
     "train": "the laboratory: what grows outliers in training, and what does not",
     "tint-noise": "noise in chains of thought: static against dynamic, and the filters for it",
 }
+SYNTHETIC = frozenset(  # studies that need no data folder
+    {
+        "optimizer-step",
+        "quant-speed",
+        "robust-high-dimensional",
+        "series-speed",
+        "tabular-speed",
+        "tabular-stream",
+        "tint-noise",
+    }
+)
 _PACKAGES = (
     "numpy",
     "scipy",
@@ -117,7 +129,7 @@ def run_study(
     if name not in STUDIES:
         raise ParameterError(f"unknown study {name!r}: {nearest(name, STUDIES)}")
     data = data or default_data()
-    if not data.is_dir():
+    if not data.is_dir() and name not in SYNTHETIC:
         raise DataError(f"no data folder at {data}: set SKERRY_DATA or --data to the folder of data sets")
     module = importlib.import_module(f"skerry.bench.{name.replace('-', '_')}")
     options = dict(options or {})
@@ -216,13 +228,8 @@ def plain(value: Any) -> Any:
 
 
 def _machine() -> dict[str, Any]:
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
     return {
-        "processor": model,
+        "processor": processor(),
         "cores": os.cpu_count(),
         "system": platform.system(),
         "python": platform.python_version(),

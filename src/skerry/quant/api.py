@@ -117,6 +117,8 @@ def report_of(model: nn.Module) -> QuantizationReport:
 def use_kernels(model: nn.Module, *, tokens: int | None = None) -> dict[str, str]:
     """Let every quantized layer compute with the fastest kernel that fits it, in place of the reference.
 
+    The fastest by what ``skerry bench kernels`` measured on this machine, else by a fixed order.
+
     Parameters
     ----------
     model : Module
@@ -135,10 +137,9 @@ def use_kernels(model: nn.Module, *, tokens: int | None = None) -> dict[str, str
     >>> sorted(use_kernels(small))
     ['0']
     """
-    from skerry.quant.runtime import CostTable, prepare_kernel
-    from skerry.quant.runtime.choose import cost_path
+    from skerry.quant.runtime.choose import known_costs, prepare_kernel
 
-    table = CostTable.load() if cost_path().is_file() else None  # measured on this machine, or the default order
+    table = known_costs()
     chosen = {}
     for name, layer in model.named_modules():
         if isinstance(layer, QuantizedLinear) and layer.kernel is None:

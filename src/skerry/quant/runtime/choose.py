@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import platform
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,14 +19,25 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from skerry.core.errors import ModelError, ParameterError
+from skerry.core.errors import ModelError, ParameterError, SkerryWarning
 from skerry.core.files import atomic_write, cache_folder
+from skerry.core.machine import processor
 from skerry.quant.activation import TokenDynamic
 from skerry.quant.formats.mixed_decomposition import MixedInt8, OutlierSplit
 from skerry.quant.numerics import AffineGrid, IntTensor
 from skerry.quant.parts import QuantizedTensor, Solved
 
-__all__ = ["BUCKETS", "KERNELS", "CostTable", "Kernel", "choose", "cost_path", "measure_costs", "prepare_kernel"]
+__all__ = [
+    "BUCKETS",
+    "KERNELS",
+    "CostTable",
+    "Kernel",
+    "choose",
+    "cost_path",
+    "known_costs",
+    "measure_costs",
+    "prepare_kernel",
+]
 
 KERNELS: dict[str, tuple[str, str]] = {  # in the default order
     "mixed_int8": ("skerry.quant.runtime.mixed_int8", "MixedInt8Kernel"),
@@ -104,8 +115,32 @@ class CostTable:
             if not all(isinstance(ms, (int, float)) for costs in table.entries.values() for ms in costs.values()):
                 raise ValueError("a cost is not a number")
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise ModelError(f"{path}: not a table of kernel costs ({error}); measure a new one") from None
+            raise ModelError(
+                f"{path}: not a table of kernel costs ({error}); measure a new one with skerry bench kernels"
+            ) from None
         return table
+
+
+def known_costs() -> CostTable | None:
+    """Return the costs that were measured on this processor, or None; a table of another one is told and left.
+
+    Raises
+    ------
+    ModelError
+        If the file is no cost table.
+    """
+    path = cost_path()
+    if not path.is_file():
+        return None
+    table = CostTable.load(path)
+    if table.machine == processor():
+        return table
+    warnings.warn(
+        f"{path}: costs of another processor ({table.machine}) are not used; measure with skerry bench kernels",
+        SkerryWarning,
+        stacklevel=2,
+    )
+    return None
 
 
 def cost_path() -> Path:
@@ -216,7 +251,7 @@ def measure_costs(
                 key = f"{_format(solved)}|{_input(activation)}|{tokens}"
                 entries.setdefault(key, {})[name] = _least(lambda k=kernel, x=x: k(x), seconds)
         progress(f"{_format(solved)}, {_input(activation)}")
-    return CostTable(entries, size, torch.get_num_threads(), platform.processor() or platform.machine())
+    return CostTable(entries, size, torch.get_num_threads(), processor())
 
 
 def _least(run: Callable[[], Any], seconds: float) -> float:
