@@ -10,7 +10,7 @@ from skerry.quant.formats.outlier_victim import OutlierVictim
 from skerry.quant.formats.twin_log import TwinLog
 from skerry.quant.numerics import AffineGrid
 from skerry.quant.parts import LowRank, Solved, SparseColumns, SparseEntries
-from skerry.quant.runtime.capability import int4_products, int8_products
+from skerry.quant.runtime.capability import int4_products, int8_products, product_dtype
 from skerry.quant.runtime.mixed_int8 import MixedInt8Kernel
 from skerry.quant.runtime.reference import Reference
 from skerry.quant.runtime.w4a16 import Int4Linear
@@ -281,3 +281,26 @@ def test_what_does_not_fit_is_refused():
         with pytest.raises(ModelError, match="does not fit"):
             kind.prepare(log, TokenDynamic(8))
     assert torch.allclose(Reference.prepare(log, None)(inputs(3)), inputs(3) @ log.dense().T, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("group_size", [-1, 32])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_many_tokens_in_either_float_type(kind, group_size, symmetric, monkeypatch):
+    """Blocks are multiplied in what the processor does quickest; float32 adds no rounding of its own."""
+    kernels = [(Int8WeightLinear, 8)] + ([(Int4Linear, 4)] if int4_products() else [])
+    for kernel, bits in kernels:
+        monkeypatch.setattr(f"{kernel.__module__}.product_dtype", lambda: kind)
+        solved = Solved(AffineGrid(bits, symmetric, group_size).quantize(weight()))
+        half = kind == torch.bfloat16
+        x = inputs(64)
+        prepared = kernel(solved, None, many=4)
+        if half:
+            agree(prepared, solved, None, x, cast=True, weight16=True)
+        else:
+            exact = x.bfloat16().float() @ solved.dense().T
+            torch.testing.assert_close(prepared(x), exact, atol=1e-4 * float(exact.abs().max()), rtol=1e-4)
+
+
+def test_the_quickest_float_type_is_known():
+    assert product_dtype() in (torch.bfloat16, torch.float32)

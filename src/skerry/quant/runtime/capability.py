@@ -1,4 +1,4 @@
-"""What this processor can multiply in 8 bits, found by trying: exact products, or nothing."""
+"""What this processor can multiply: in 8 and 4 bits, found by trying, and in 16 bits faster than in 32."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import torch
 
-__all__ = ["int4_products", "int8_products"]
+__all__ = ["int4_products", "int8_products", "product_dtype"]
 
 
 @lru_cache(maxsize=1)
@@ -37,3 +37,16 @@ def int4_products() -> bool:
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
     return bool((found.float() == 64 * -8 + 64).all())
+
+
+@lru_cache(maxsize=1)
+def product_dtype() -> torch.dtype:
+    """Return what large products are quickest in: bfloat16 where oneDNN has them (AVX-512), else float32.
+
+    Without them torch multiplies bfloat16 in a plain loop, six times slower than float32 on AVX2.
+    """
+    try:
+        found = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    except (AttributeError, RuntimeError):
+        found = False
+    return torch.bfloat16 if found else torch.float32

@@ -3,7 +3,7 @@
 Few tokens go through torch's int4 product; many are multiplied with blocks of outputs dequantized on the way, since
 that product loses to bfloat16 from some sixteen tokens on. Few tokens see the stored weight exactly: a float32 scale is
 the sum of two bfloat16 ones, and zero points are a small product with the inputs' group sums. Many tokens see group
-weights rounded to bfloat16 once, as a bfloat16 model would hold them.
+weights rounded to bfloat16 once, as a bfloat16 model would hold them (not at all, where float32 is quicker).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from skerry.core.errors import ModelError
 from skerry.quant.numerics import IntTensor
 from skerry.quant.parts import QuantizedTensor, Solved
-from skerry.quant.runtime.capability import int4_products
+from skerry.quant.runtime.capability import int4_products, product_dtype
 from skerry.quant.runtime.extras import Extras
 from skerry.quant.runtime.int8_form import on_cpu
 from skerry.quant.runtime.packing import PackedInt4
@@ -125,20 +125,20 @@ class Int4Linear:
         return found, shift if bool(shift.any()) else None
 
     def _by_blocks(self, x: Tensor) -> Tensor:
-        y = torch.empty(len(x), self.packed.rows)
-        lanes = self.packed.lanes
+        y, kind = torch.empty(len(x), self.packed.rows), product_dtype()
+        x, lanes = x.to(kind), self.packed.lanes
         for start in range(0, self.packed.rows, OUTPUTS):
             part = slice(start, min(start + OUTPUTS, self.packed.rows))
             codes = self.packed.block(start // lanes, (part.stop - start) // lanes)
             scale, shift = (sum(s[:, None, part, i].float() for s in self.scales) for i in (0, 1))
             if self.shifts is not None:
                 shift = shift + self.shifts[:, None, part]
-            weight = codes.unflatten(0, (-1, self.group)).bfloat16()
+            weight = codes.unflatten(0, (-1, self.group)).to(kind)
             if self.row_scale is not None:
-                weight.add_(shift.bfloat16())  # whole numbers: exact
+                weight.add_(shift.to(kind))  # whole numbers: exact
             elif self._shell.zero is None and len(self.scales) == 1:
-                weight.mul_(scale.bfloat16())  # exact in bfloat16, so that only the product is rounded
+                weight.mul_(scale.to(kind))  # exact in bfloat16, so that only the product is rounded
             else:
-                weight = weight.float().mul_(scale).add_(shift).bfloat16()
+                weight = weight.float().mul_(scale).add_(shift).to(kind)
             y[:, part] = x @ weight.flatten(0, 1)
         return y[:, : self.packed.out]

@@ -13,12 +13,13 @@ from skerry.core.errors import ModelError
 from skerry.quant.formats.mixed_decomposition import MixedInt8Tensor
 from skerry.quant.numerics import IntTensor
 from skerry.quant.parts import QuantizedTensor, Solved
+from skerry.quant.runtime.capability import product_dtype
 from skerry.quant.runtime.extras import Extras
 from skerry.quant.runtime.int8_form import has_int8_form, int8_form, on_cpu
 
 __all__ = ["Int8WeightLinear"]
 
-MANY = 14  # tokens from which blocks of outputs are converted to bfloat16: there both cost the same at K = N = 4096
+MANY = 14  # tokens from which blocks of outputs are converted to a float type: there both cost the same at K = N = 4096
 ROWS = 1024  # outputs in a block
 
 
@@ -90,22 +91,24 @@ class Int8WeightLinear:
             and self.codes.shape[1] % 32 == 0
         ):
             return torch.ops.aten._weight_int8pack_mm(x, self.codes, self._ones).float()
-        y = torch.empty(len(x), len(self.codes))
+        y, kind = torch.empty(len(x), len(self.codes)), product_dtype()
+        x = x.to(kind)
         for start in range(0, len(self.codes), ROWS):
             part = slice(start, start + ROWS)
             codes = self.codes[part] if self.zero is None else self.codes[part] - self.zero[part, None]
-            y[:, part] = x @ codes.bfloat16().T  # whole numbers up to 256: exact
+            y[:, part] = x @ codes.to(kind).T  # whole numbers up to 256: exact
         return y
 
     def _grouped(self, x: Tensor) -> Tensor:
         assert self.group_scale is not None
         groups = self.group_scale.shape[1]
-        y = torch.empty(len(x), len(self.codes))
+        y, kind = torch.empty(len(x), len(self.codes)), product_dtype()
+        x = x.to(kind)
         for start in range(0, len(self.codes), ROWS):
             part = slice(start, start + ROWS)
             codes = self.codes[part].unflatten(1, (groups, -1))
             values = codes if self.zero is None else codes - self.zero[part, :, None]
-            weight = torch.empty(codes.shape, dtype=torch.bfloat16)
+            weight = torch.empty(codes.shape, dtype=kind)
             torch.mul(values, self.group_scale[part, :, None], out=weight)
             y[:, part] = x @ weight.flatten(1).T
         return y
