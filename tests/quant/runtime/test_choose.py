@@ -29,11 +29,11 @@ def test_default_order():
     assert choose(Solved(TwinLog().quantize(W)), None).name == "reference"
 
 
-def test_without_exact_products_inputs_are_sent_in_bfloat16(monkeypatch):
+def test_without_exact_products_sums_of_pairs_or_bfloat16(monkeypatch):
     monkeypatch.setattr("skerry.quant.runtime.w8a8.int8_products", lambda: False)
     monkeypatch.setattr("skerry.quant.runtime.mixed_int8.int8_products", lambda: False)
     eight = Solved(AffineGrid(8).quantize(W))
-    assert choose(eight, TokenDynamic(8)).name == "w8a16"
+    assert choose(eight, TokenDynamic(8)).name == "int8_exact"
     assert choose(eight, OutlierSplit()).name == "w8a16"
 
 
@@ -62,7 +62,7 @@ def test_a_damaged_table_says_so(tmp_path, text):
 def test_measuring_covers_every_kind(monkeypatch):
     table = measure_costs(64, seconds=0.001)
     assert len(table.entries) == 15
-    assert set(table.entries["int4-row|token_dynamic|1"]) == {"w8a8", "w4a16", "w8a16"}
+    assert set(table.entries["int4-row|token_dynamic|1"]) == {"w8a8", "int8_exact", "w4a16", "w8a16"}
     assert all(ms > 0 for costs in table.entries.values() for ms in costs.values())
 
 

@@ -2,7 +2,8 @@
 
 The order, and why (two-core measurements in the page of this wing): the 8-bit products first, since they beat bfloat16
 at every number of tokens; then 4-bit weight-only, which wins for up to about eight tokens; then 8-bit weight-only; the
-reference for everything else. On processors without VNNI the 8-bit products saturate and do not match.
+reference for everything else. On processors without VNNI the 8-bit products saturate and do not match; sums of 16-bit
+pairs take their place.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ __all__ = [
 KERNELS: dict[str, tuple[str, str]] = {  # in the default order
     "mixed_int8": ("skerry.quant.runtime.mixed_int8", "MixedInt8Kernel"),
     "w8a8": ("skerry.quant.runtime.w8a8", "Int8Linear"),
+    "int8_exact": ("skerry.quant.runtime.int8_exact", "Int8ExactLinear"),
     "w4a16": ("skerry.quant.runtime.w4a16", "Int4Linear"),
     "w8a16": ("skerry.quant.runtime.w8a16", "Int8WeightLinear"),
     "reference": ("skerry.quant.runtime.reference", "Reference"),

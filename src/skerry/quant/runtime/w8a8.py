@@ -15,7 +15,7 @@ from skerry.quant.runtime.extras import Extras
 from skerry.quant.runtime.int8_form import has_int8_form
 from skerry.quant.runtime.int8_rows import Int8Rows
 
-__all__ = ["Int8Linear", "int8_input", "unsigned"]
+__all__ = ["Int8Linear", "int8_input", "unsigned", "whole_input"]
 
 TINY = 1e-12
 
@@ -88,6 +88,12 @@ def int8_input(x: Tensor, activation: Any) -> tuple[Tensor, Tensor, Tensor | Non
     zero : float32 Tensor of that shape, or None
         ``x`` is about ``(codes - 128 - zero) * scale``.
     """
+    whole, scale, zero = whole_input(x, activation)
+    return unsigned(whole), scale, zero
+
+
+def whole_input(x: Tensor, activation: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the same with the signed codes as whole float32 numbers."""
     top = 2 ** (activation.bits - 1) - 1
     x = x.clone() if x.dtype == torch.float32 else x.float()  # changed in place below
     if isinstance(activation, RoundClamp):
@@ -112,7 +118,8 @@ def _range(x: Tensor, activation: Any) -> tuple[Tensor, Tensor]:
         return nothing, nothing
     if isinstance(activation, TensorDynamic):
         return x.amin().reshape(1, 1), x.amax().reshape(1, 1)
-    return x.amin(1, keepdim=True) * activation.ratio, x.amax(1, keepdim=True) * activation.ratio
+    low, high = torch.aminmax(x, dim=1, keepdim=True)
+    return low * activation.ratio, high * activation.ratio
 
 
 def unsigned(codes: Tensor) -> Tensor:
@@ -121,8 +128,9 @@ def unsigned(codes: Tensor) -> Tensor:
 
 
 def _codes(x: Tensor, scale: Tensor | None, zero: Tensor | None, low: int, high: int) -> Tensor:
+    """Return the codes, in place of ``x``."""
     if scale is not None:
         x.div_(scale)
     if zero is not None:
         x.add_(zero)
-    return unsigned(x.round_().clamp_(low, high))
+    return x.round_().clamp_(low, high)
