@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from skerry.kernels import reference_distance
 from skerry.kernels.reference_distance import kth_reference_distance, reference_column_squares
 
 
@@ -67,6 +68,31 @@ def test_a_few_rows_are_scored_bit_for_bit_like_many(n):
     want = kth_reference_distance(X, R, 26)[:n]
     np.testing.assert_array_equal(kth_reference_distance(X[:n], R, 26), want)
     np.testing.assert_array_equal(kth_reference_distance(X[:n], np.asfortranarray(R), 26), want)
+
+
+@pytest.mark.parametrize("kind", ["random", "far from 0", "repeated", "constant", "huge", "tiny", "one huge row"])
+@pytest.mark.parametrize("m", [17, 512])
+def test_products_of_wide_rows_change_no_bit(monkeypatch, kind, m):
+    """Single precision picks the candidates: where it cannot, all are measured, and the answer is the same."""
+    rng = np.random.default_rng(m)
+    X, R = rng.normal(size=(300, 130)), rng.normal(size=(m, 130))
+    if kind == "far from 0":
+        X, R = X + 1e4, R + 1e4
+    elif kind == "repeated":
+        X[:, :] = R[rng.integers(0, m, len(X))]
+    elif kind == "constant":
+        X[:], R[:] = 2.0, 2.0
+    elif kind in ("huge", "tiny"):
+        scale = 1e120 if kind == "huge" else 1e-120
+        X, R = X * scale, R * scale
+    elif kind == "one huge row":
+        X[7], R[3] = 1e39, 1e25
+    for k in (1, 5, m):
+        found = kth_reference_distance(X, R, k)
+        with monkeypatch.context() as plain:
+            plain.setattr(reference_distance, "WIDE", 1_000)
+            np.testing.assert_array_equal(found, kth_reference_distance(X, R, k))
+        np.testing.assert_allclose(found, naive(X, R, k), rtol=1e-12)
 
 
 def test_strided_tables_are_their_copies():

@@ -3,6 +3,10 @@
 With m reference rows this costs n m d multiplications and n selections, whatever the shape of the data: a linear
 stand-in for an exact neighbour search where k is a fair share of m. The inner loop runs along the m references, so
 it vectorises without reordering any sum, and no distance is the difference of two large numbers.
+
+Of wide rows a product of matrices in single precision first says which references can be the k-th nearest, within the
+bound of its rounding; only those few are measured. The answer is that of plain differences to the last bit, and the
+library that multiplies may round as it likes.
 """
 
 from __future__ import annotations
@@ -20,6 +24,9 @@ __all__ = ["kth_reference_distance", "reference_column_squares"]
 BLOCK = 128  # rows that share their work space
 FEW = 8  # rows that are not worth a second thread
 GROUP = 8  # distances of which the least stands for all
+WIDE = 64  # columns from which the product pays
+PRODUCT_ROWS = 1024  # rows of one product
+UNIT, LEAST = 2.0**-24, 2.0**-126  # of single precision: its rounding, and below what it is 0 at worst
 
 
 @njit(cache=True, nogil=True)
@@ -97,6 +104,65 @@ def _kth_distance(X, transposed, k):
     return out
 
 
+@njit(cache=True, nogil=True)
+def _refined_rows(X, products, reference, transposed, own, k, start, stop, out):
+    d, m = transposed.shape
+    squared, copy, least, kept = np.empty(m), np.empty(m), np.empty(m), np.empty(m + 1)
+    largest = np.sqrt(own.max())
+    slack = 2.0 * UNIT * (d + 4)  # rounding of both sides and of a sum of d products in any order
+    for i in range(start, stop):
+        size, total = 0.0, 0.0
+        for j in range(d):
+            size += X[i, j] * X[i, j]
+        for r in range(m):
+            squared[r] = size + own[r] - 2.0 * products[i, r]
+            total += squared[r]
+        near = m
+        if np.isfinite(total):
+            copy[:] = squared
+            # order statistics move by no more than their values do
+            norm = np.sqrt(size)
+            reach = 2.0 * (slack * norm * largest + 1e-12 * (size + largest * largest))
+            reach += 4.0 * LEAST * (np.sqrt(d) * (norm + largest) + d)
+            about = _kth(copy, k, least, kept)
+            near, below = 0, 0
+            for r in range(m):
+                below += squared[r] < about - reach
+                kept[near] = r
+                near += np.int64(abs(squared[r] - about) <= reach)
+        if 4 * near > m:  # too large for single precision, or all alike
+            _squares(X, i, transposed, squared)
+            out[i] = np.sqrt(_kth(squared, k, least, kept))
+            continue
+        for q in range(near):
+            row, copy[q] = reference[int(kept[q])], 0.0
+            for j in range(d):
+                gap = X[i, j] - row[j]
+                copy[q] += gap * gap
+        out[i] = np.sqrt(_by_rank(copy, near, k - below))
+
+
+@njit(cache=True, parallel=True, nogil=True)
+def _refined(X, products, reference, transposed, own, k, out):
+    n = X.shape[0]
+    for block in prange((n + BLOCK - 1) // BLOCK):
+        start, stop = block * BLOCK, min(n, (block + 1) * BLOCK)
+        _refined_rows(X, products, reference, transposed, own, k, start, stop, out)
+
+
+def _by_products(X, reference, transposed, k):
+    out = np.empty(len(X))
+    reference = np.ascontiguousarray(reference)
+    with np.errstate(over="ignore", invalid="ignore"):
+        single, own = transposed.astype(np.float32), np.einsum("ij,ij->i", reference, reference)
+        for start in range(0, len(X), PRODUCT_ROWS):
+            rows = X[start : start + PRODUCT_ROWS]
+            products = rows.astype(np.float32) @ single
+            with threads_for(rows.size + 4 * products.size):
+                _refined(rows, products, reference, transposed, own, k, out[start : start + PRODUCT_ROWS])
+    return out
+
+
 @njit(cache=True, parallel=True, nogil=True)
 def _column_squares(X, reference, transposed, k):
     n, d = X.shape
@@ -138,6 +204,8 @@ def kth_reference_distance(X: NDArray[np.float64], reference: NDArray[np.float64
         out = np.empty(len(X))
         _kth_of_rows(X, transposed, k, 0, len(X), out)
         return out
+    if X.shape[1] >= WIDE:
+        return _by_products(X, reference, transposed, k)
     with threads_for(X.size * len(reference) / 4):  # four squares a step
         return _kth_distance(X, transposed, k)
 

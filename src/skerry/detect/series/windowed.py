@@ -77,6 +77,14 @@ class Windowed(SeriesDetector):
         self.threshold = threshold
 
     def _fit(self, X: NDArray) -> None:
+        self._learn(X)
+
+    def _fit_and_score(self, X: NDArray, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        known = self._learn(X)
+        return self._score_training(X, rows) if known is None else known[rows]
+
+    def _learn(self, X: NDArray) -> NDArray[np.float64] | None:
+        """Fit the inner detector; return the scores of all windows where that took them."""
         from skerry.detect.tabular.isolation_forest import IsolationForest
 
         filled = forward_filled(X, self.feature_medians_)
@@ -88,28 +96,34 @@ class Windowed(SeriesDetector):
         if "random_state" in detector.get_params(deep=False) and detector.random_state is None:
             detector.set_params(random_state=self.random_state)
         padded = self._padded(X)
-        ends = np.arange(len(X))
-        if len(ends) > FIT_WINDOWS:
-            ends = np.sort(np.random.RandomState(0).choice(len(ends), FIT_WINDOWS, replace=False))
-        self.detector_ = detector.fit(self._rows(padded, ends))
+        some: slice | NDArray[np.int64] = slice(None)
+        if len(X) > FIT_WINDOWS:
+            some = np.sort(np.random.RandomState(0).choice(len(X), FIT_WINDOWS, replace=False))
+        windows, known = self._rows(padded, some), None
+        if len(X) <= FIT_WINDOWS and hasattr(detector, "fit_score"):
+            known = detector.fit_score(windows)
+        else:
+            detector.fit(windows)
+        self.detector_ = detector
         self.reset()
+        return known
 
     def _padded(self, X: NDArray) -> NDArray[np.float64]:
         """Return standardised, filled steps with ``window - 1`` copies of the first in front of them."""
         z = (forward_filled(X, self.feature_medians_) - self.location_) / self.scale_
         return np.concatenate([np.repeat(z[:1], self.window - 1, axis=0), z])
 
-    def _rows(self, padded: NDArray, ends: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the windows that end at ``ends`` as rows (len(ends), columns), channel by channel."""
-        views = sliding_window_view(padded, self.window, axis=0)[:, :, :: -self.stride]
-        return np.ascontiguousarray(views[ends]).reshape(len(ends), -1)
+    def _rows(self, padded: NDArray, ends: slice | NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the windows that end at ``ends`` as rows (windows, columns), channel by channel."""
+        views = sliding_window_view(padded, self.window, axis=0)[:, :, :: -self.stride][ends]
+        return np.ascontiguousarray(views).reshape(len(views), -1)
 
     def _blocks(self, padded: NDArray):
         n = len(padded) - self.window + 1
         columns = padded.shape[1] * len(range(0, self.window, self.stride))
         step = max(1, BLOCK_VALUES // columns)
         for start in range(0, n, step):
-            ends = np.arange(start, min(start + step, n))
+            ends = slice(start, min(start + step, n))
             yield ends, self._rows(padded, ends)
 
     def _score(self, X: NDArray) -> NDArray[np.float64]:
@@ -125,7 +139,7 @@ class Windowed(SeriesDetector):
     def _explain(self, X: NDArray) -> NDArray[np.float64]:
         out = np.empty(X.shape)
         for ends, rows in self._blocks(self._padded(X)):
-            out[ends] = self.detector_.explain(rows).reshape(len(ends), X.shape[1], -1).sum(axis=2)
+            out[ends] = self.detector_.explain(rows).reshape(len(rows), X.shape[1], -1).sum(axis=2)
         return out
 
     @property

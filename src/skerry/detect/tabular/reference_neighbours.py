@@ -74,7 +74,9 @@ class ReferenceNeighbours(Detector):
         self.n_neighbors_ = max(1, round(self.share * len(kept)))
 
     def _standard(self, X: NDArray) -> NDArray[np.float64]:
-        return (np.asarray(X, dtype=np.float64) - self.location_) / self.scale_
+        Z = np.asarray(X, dtype=np.float64) - self.location_
+        Z /= self.scale_
+        return Z
 
     def _score(self, X: NDArray) -> NDArray[np.float64]:
         return kth_reference_distance(self._standard(X), self.reference_, self.n_neighbors_)
