@@ -111,7 +111,9 @@ def _print(found: dict[str, Any]) -> None:
     if found["remedies"]:
         from skerry.quant.diagnose.report import tried_in_words
 
-        console.print(f"tried: {tried_in_words(found['remedies'])}")
+        tried = tried_in_words(found["remedies"])
+        if not any(tried in advice["why"] for advice in found["advice"]):
+            console.print(f"tried: {tried}")
     flagged = [name for name, w in found["weight"]["modules"].items() if w["flagged"]]
     console.print(
         f"weights: {len(flagged)} layers with columns far above their own: {', '.join(flagged[:5]) or 'none'}"
