@@ -101,9 +101,60 @@ def test_plan_and_compare_write_nothing(skerry, folder, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_recipes_are_listed(skerry):
-    done = skerry("quantize", "anywhere", "--list")
-    assert done.returncode == 0 and "svdquant" in done.stdout
+def quantize(*args):
+    """The command in this process: its result, or the error that it would tell in one line."""
+    from typer.testing import CliRunner
+
+    from skerry.app.cli import app
+
+    return CliRunner().invoke(app, ["quantize", *map(str, args)])
+
+
+@pytest.mark.parametrize("args", [("--list",), ("anywhere", "--list")])
+def test_recipes_are_listed(args):
+    done = quantize(*args)
+    assert done.exit_code == 0 and "svdquant" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--recipe", "rtn", "--layout", "gguff"), "--layout must be one of auto"),
+        (("--recipe", "rtn", "--layout", "gptq"), "rounded weights only"),
+        (("--recipe", "rtn", "--layout", "gguf", "--bits", "fp8"), "rounded weights only"),
+        (("--recipe", "rtn", "--bits", "w16a16"), "nothing to quantize"),
+        (("--recipe", "gptq", "--bits", "w4a16"), "give --calibration"),
+        ((), "--recipe auto needs --calibration"),
+    ],
+)
+def test_what_cannot_end_well_is_told_before_a_model_is_loaded(args, said, tmp_path):
+    done = quantize(tmp_path / "absent", *args, "--out", tmp_path / "out")
+    assert done.exit_code == 1 and said in str(done.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(folder, tmp_path):
+    (tmp_path / "file").write_text("x")
+    done = quantize(folder, "--recipe", "rtn", "--out", tmp_path / "file" / "out")
+    assert done.exit_code == 1 and "file/out: cannot be written" in str(done.exception)
+    assert "choose another --out" in str(done.exception)
+
+
+def test_missing_weights_are_named(folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from skerry.core.errors import ModelError
+    from skerry.deep.model_folder import load_model_folder
+
+    shutil.copytree(folder, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    for name in ("model.decoder.layers.1.fc1.weight", "model.decoder.layers.1.fc2.weight"):
+        tensors.pop(name)
+        save_file(tensors, path, metadata={"format": "pt"})
+        told = "is" if name.endswith("fc1.weight") else "and 1 more are"
+        with pytest.raises(ModelError, match=rf"layers\.1\.fc1\.weight {told} missing; fetch"):
+            load_model_folder(tmp_path / "model")
 
 
 @pytest.mark.parametrize(

@@ -115,9 +115,8 @@ def _print(found: dict[str, Any]) -> None:
         if not any(tried in advice["why"] for advice in found["advice"]):
             console.print(f"tried: {tried}")
     flagged = [name for name, w in found["weight"]["modules"].items() if w["flagged"]]
-    console.print(
-        f"weights: {len(flagged)} layers with columns far above their own: {', '.join(flagged[:5]) or 'none'}"
-    )
+    told = f"columns far above their layer's in {len(flagged)} layers: {', '.join(flagged[:5])}"
+    console.print(f"weights: {told if flagged else 'no column is far above those of its layer'}")
     sinks = [row for row in found["attention"]["layers"] if row["sinks"]]
     places = sorted({place for row in sinks for place in row["sinks"]})
     where = f" at position {', '.join(map(str, places[:8]))}" if places else ""

@@ -21,6 +21,15 @@ from skerry.app.console import progress, quiet_warnings, use_threads
 __all__ = ["quantize"]
 
 
+def _list(asked: bool) -> None:
+    if asked:
+        from skerry.quant.recipes import RECIPES
+
+        for name, (_, what) in sorted(RECIPES.items()):
+            typer.echo(f"{name:<14} {what}")
+        raise typer.Exit
+
+
 def quantize(
     model: Annotated[Path, typer.Argument(help="Folder with config.json and safetensors weights.")],
     recipe: Annotated[str, typer.Option(help="A name of --list, or auto: try a few and take the best.")] = "auto",
@@ -35,7 +44,7 @@ def quantize(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="New folder for the quantized model.")] = None,
     layout: Annotated[str, typer.Option(help="auto, compressed-tensors, skerry-v1, dense, gguf or gptq.")] = "auto",
-    context: Annotated[int, typer.Option(min=2, help="Tokens of a calibration window.")] = 512,
+    context: Annotated[int, typer.Option(min=2, help="Tokens of a calibration window, at most the model's own.")] = 512,
     samples: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Windows at a time.")] = 8,
     budget: Annotated[float, typer.Option(min=0, help="Seconds for --recipe auto to try recipes.")] = 120.0,
@@ -46,7 +55,9 @@ def quantize(
     ] = None,
     scratch: Annotated[Path | None, typer.Option(help="Folder for hidden states that do not fit --memory.")] = None,
     memory: Annotated[int, typer.Option(min=1, help="MiB of hidden states kept in memory.")] = 2048,
-    names: Annotated[bool, typer.Option("--list", help="List the recipes, and stop.")] = False,
+    names: Annotated[
+        bool, typer.Option("--list", callback=_list, is_eager=True, help="List the recipes, and stop.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
@@ -57,14 +68,12 @@ def quantize(
 
     Example: `skerry quantize MODEL --recipe gptq --bits w4a16g128 --calibration text.txt --out small`
     """
-    from skerry.quant.recipes import RECIPES, make_recipe
+    from skerry.quant.recipes import make_recipe
 
-    if names:
-        for name, (_, what) in sorted(RECIPES.items()):
-            typer.echo(f"{name:<14} {what}")
-        return
     chosen_names = [n.strip() for n in compare.split(",") if n.strip()] if compare else [recipe]
     fixed = {n: make_recipe(n, bits) for n in chosen_names if n != "auto"}  # a wrong name or width is told at once
+    if not plan and compare is None:
+        _refuse_early(recipe, fixed, layout, calibration is not None)
     if out is None and not plan and compare is None:
         raise typer.BadParameter("give --out FOLDER for the quantized model, or --plan, or --compare a,b")
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -102,6 +111,44 @@ def quantize(
         _quantize(loaded, recipe, bits, fixed, batches, judge, saving, holding, budget, as_json)
 
 
+def _refuse_early(name: str, fixed: dict[str, Any], layout: str, calibrated: bool) -> None:
+    """Tell what cannot end well before a model is loaded.
+
+    Raises
+    ------
+    ParameterError
+        For an unknown layout, and bits that leave all in floating point or that the layout has no place for.
+    DataError
+        If a recipe wants to see inputs and there are none.
+    """
+    from skerry.core.errors import DataError, ParameterError
+    from skerry.quant.checkpoint import LAYOUTS
+
+    if layout not in LAYOUTS:
+        raise ParameterError(f"--layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    if name == "auto" and not calibrated:
+        raise DataError("--recipe auto needs --calibration to judge by; without data, name a recipe such as rtn")
+    for recipe in fixed.values():
+        if recipe.weight is None and recipe.activation is None:
+            raise ParameterError("these --bits leave weights and inputs in floating point: nothing to quantize")
+        if layout in ("gguf", "gptq") and recipe.activation is not None:
+            raise ParameterError(f"--layout {layout} holds rounded weights only: give --bits such as w4a16 or w8a16")
+        if recipe.needs_calibration and not calibrated:
+            raise DataError(
+                f"recipe {name!r} needs calibration data: give --calibration with text like the model's own"
+            )
+
+
+def _reachable(out: Path) -> None:
+    """Make the folder that ``out`` will be in, before any work is done for it."""
+    from skerry.core.errors import DataError
+
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+
+
 def _quantize(
     model: Any,
     name: str,
@@ -123,6 +170,7 @@ def _quantize(
 
     found: dict[str, Any] = {}
     out = saving["folder"]
+    _reachable(out)
     if name == "auto":
         choice = choose_recipe(model, bits, batches, budget=budget, progress=_say)
         name, fixed = choice.name, {choice.name: make_recipe(choice.name, bits)}
@@ -155,6 +203,8 @@ def _quantize(
         sys.stdout.write(json.dumps(plain(found)) + "\n")
         return
     typer.echo(str(report))
+    if report.bits_per_weight >= 16:
+        typer.echo("  note: no smaller than weights of 16 bits; what is stored beside the codes outweighs them")
     if judge:
         _tell_loss(**found["loss"])
     typer.echo(f"{out}: {saved['bytes'] / 2**20:,.1f} MiB as {saved['layout']}")

@@ -91,7 +91,8 @@ def load_model_folder(folder: str | Path) -> nn.Module:
         raise ModelError(f"{folder}: {wrong} has not the shape that config.json says")
     if info.get("missing_keys"):
         missing = sorted(map(str, info["missing_keys"]))
-        raise ModelError(f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}")
+        others = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
+        raise ModelError(f"{folder}: {missing[0]}{others} missing; fetch the files again")
     return model.eval()
 
 
@@ -125,4 +126,6 @@ def _check_shard(path: Path) -> None:
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise ModelError(f"{path}: its safetensors header is damaged") from None
     if ends and max(ends) + length + 8 > size:
-        raise ModelError(f"{path}: is truncated: {size} bytes, its header says {max(ends) + length + 8}")
+        raise ModelError(
+            f"{path}: is truncated: {size} bytes, its header says {max(ends) + length + 8}; fetch it again"
+        )

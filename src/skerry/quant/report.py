@@ -113,7 +113,29 @@ class QuantizationReport:
             f"{self.bits_per_weight:.2f} bits per weight, {self.nbytes / 2**20:,.1f} MiB, {self.seconds:.1f} s"
         ]
         lines += [f"  worst: {layer.name} {layer.signal_to_noise:.1f} dB" for layer in self.worst(3)]
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+        return "\n".join([*lines, *(f"  note: {note}" for note in _gathered(self.notes))])
+
+
+def _gathered(notes: list[str]) -> list[str]:
+    """Return notes of the form "layer: what" that say the same as one, with the first layer's name.
+
+    Examples
+    --------
+    >>> _gathered(["a.0: x y", "whole", "a.1: x y", "a.2: z"])
+    ['a.0 and 1 more: x y', 'whole', 'a.2: z']
+    """
+    layers: dict[tuple[str, str], list[str]] = {}
+    for note in notes:
+        name, colon, what = note.partition(": ")
+        if colon and " " not in name:
+            layers.setdefault((what, ""), []).append(name)
+        else:
+            layers.setdefault(("", note), [])
+    found = []
+    for (what, whole), names in layers.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        found.append(whole or f"{names[0]}{more}: {what}")
+    return found
 
 
 def recipe_of(model: nn.Module) -> Recipe | None:

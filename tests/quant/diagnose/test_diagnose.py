@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from skerry.core.errors import DataError, ParameterError
+from skerry.core.errors import DataError, ModelError, ParameterError
 from skerry.quant import diagnose
 from skerry.quant.comparison import language_loss
 from skerry.quant.diagnose.activations import StreamWatch, token_class
@@ -228,3 +228,16 @@ def test_token_classes(text, position, kind):
 def test_no_batch_is_refused(tiny):
     with pytest.raises(DataError, match="empty"):
         diagnose.outliers(tiny("llama"), [])
+
+
+def test_numbers_that_are_none_are_told(tiny, inputs):
+    model = tiny("llama")
+    up = model.model.layers[1].mlp.up_proj.weight.data
+    up[0, 0] = float("nan")
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj\.weight holds NaN"):
+        diagnose.outliers(model, inputs("llama"))
+    up[0, 0] = 3e38  # finite, its products are not
+    up[0, 1] = -3e38
+    model.model.layers[1].mlp.down_proj.weight.data *= 1e6
+    with pytest.raises(ModelError, match="outputs are not finite"):
+        diagnose.outliers(model, inputs("llama"))

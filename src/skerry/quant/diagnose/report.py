@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skerry.core.errors import ModelError
 from skerry.deep.stream import call, stream_blocks, watch_attention
 from skerry.quant.architectures.base import architecture_of
-from skerry.quant.calibration import as_batches
+from skerry.quant.calibration import as_batches, output_of
 from skerry.quant.diagnose.activations import ActivationReport, StreamWatch, as_text
 from skerry.quant.diagnose.attention import AttentionLayer, AttentionWatch
 from skerry.quant.diagnose.emergent import EmergentFeature, EmergentReport, EmergentWatch
@@ -148,10 +149,13 @@ def outliers(
     DataError
         If there is no batch.
     ModelError
-        If no list of blocks is found.
+        If no list of blocks is found, or the model's weights or outputs are not finite.
     """
     batches = as_batches(batches)
     model = model.eval()
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ModelError(f"{name} holds NaN or infinite values; the model file is damaged")
     blocks = described_blocks(model)
     down = _writer(model, next(iter(blocks)))
     writers = {f"{name}.{down}": block.get_submodule(down) for name, block in blocks.items()} if down else {}
@@ -166,7 +170,8 @@ def outliers(
                 stack.enter_context(watch)
             stack.enter_context(watch_attention(model, attention.measure))
             for batch in batches:
-                call(model, batch)
+                if not bool(torch.isfinite(output_of(call(model, batch))).all()):
+                    raise ModelError("the model's outputs are not finite on these inputs; save it in wider numbers")
         attention.settle()
         with stream.locating(lambda: ids[0], text), watch_attention(model, attention.share):
             for batch in batches:
