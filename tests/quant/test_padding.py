@@ -4,7 +4,10 @@ import pytest
 import torch
 
 import skerry.quant as quant
+from skerry.quant import diagnose
+from skerry.quant.architectures.base import architecture_of
 from skerry.quant.calibration import live
+from skerry.quant.diagnose.remedies import RemedyWatch
 from skerry.quant.engine import quantize_model
 from skerry.quant.numerics import AffineGrid
 from skerry.quant.recipe import Recipe
@@ -75,3 +78,21 @@ def test_a_mask_of_something_else_leaves_a_tensor_whole():
     x = torch.randn(2, 5, 3)
     assert live(x, torch.zeros(2, 4)) is x and live(x, None) is x
     assert len(live(x.flatten(0, 1), torch.tensor([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0]]))) == 3
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_the_check_up_counts_no_padding(family, tiny, inputs):
+    model = model_of(tiny, family)
+    found = []
+    for padding, masked in ((0, True), (20, True), (20, False)):
+        given = batches(inputs, family, padding, masked=masked)
+        emergent = diagnose.emergent_features(model, given, threshold=1.5, layer_share=0.0, token_share=0.0)
+        remedies = RemedyWatch(model, architecture_of(model))
+        with torch.no_grad(), remedies.measuring(len(given)):
+            for batch in given:
+                model(**batch)
+        census = diagnose.input_census(model, given, layers=[next(iter(remedies.readers))])[0]
+        found.append([f.token_share for f in sorted(emergent.features, key=lambda f: f.channel)])
+        found[-1] += [census.tokens, census.max, census.median_token_max, *remedies.report().values()]
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+    assert found[2] != pytest.approx(found[0], rel=1e-2)

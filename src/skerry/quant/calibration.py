@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from skerry.core.errors import DataError, ModelError
 
-__all__ = ["BlockInputs", "as_batches", "catch_inputs", "live", "mask_of", "output_of", "run_model"]
+__all__ = ["BlockInputs", "as_batches", "catch_inputs", "following_mask", "live", "mask_of", "output_of", "run_model"]
 
 Batch = Mapping[str, Any] | tuple | Tensor
 
@@ -93,6 +94,21 @@ def live(x: Tensor, mask: Tensor | None) -> Tensor:
     if x.ndim > 2 and x.shape[:2] == kept.shape:
         return x[kept]
     return x[kept.flatten()] if x.ndim == 2 and len(x) == kept.numel() else x
+
+
+@contextmanager
+def following_mask(model: nn.Module) -> Iterator[Callable[[], Tensor | None]]:
+    """Give a function that returns the mask of the batch that ``model`` is running, as :func:`mask_of` finds it."""
+    current: list[Tensor | None] = [None]
+
+    def hook(module: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
+        current[0] = mask_of(keywords)
+
+    handle = model.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield lambda: current[0]
+    finally:
+        handle.remove()
 
 
 def run_model(model: nn.Module, batch: Batch) -> Any:

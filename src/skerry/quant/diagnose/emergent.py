@@ -1,13 +1,13 @@
 """Emergent features: channels of the hidden states that are loud in most layers and many tokens (LLM.int8, 2208.07339).
 
 Channel j is one if ``|x_j| >= 6`` in at least a quarter of the layers and at 6 % of the tokens, counted in the hidden
-states that enter the projections: what the norms of the blocks put out. Such channels set every scale a token and
-leave the others a few steps; the recipe ``llm-int8`` multiplies them apart.
+states that enter the projections: what the norms of the blocks put out, padding left out. Such channels set every scale
+a token and leave the others a few steps; the recipe ``llm-int8`` multiplies them apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from skerry.core.errors import ModelError, ParameterError
 from skerry.deep.stream import call, first_tensor, stream_norms
-from skerry.quant.calibration import as_batches
+from skerry.quant.calibration import as_batches, following_mask, live
 
 __all__ = ["EmergentFeature", "EmergentLayer", "EmergentReport", "EmergentWatch", "emergent_features"]
 
@@ -142,7 +142,8 @@ class EmergentWatch:
     def __init__(self, model: nn.Module, blocks: Mapping[str, nn.Module], threshold: float = 6.0) -> None:
         if not threshold > 0.0:
             raise ParameterError(f"threshold must be positive, got {threshold}")
-        self.threshold = threshold
+        self.threshold, self.model = threshold, model
+        self._mask: Callable[[], Tensor | None] = lambda: None
         self.blocks = list(blocks)
         norms = stream_norms(model).items()
         self.sites = {n: (b, m) for n, m in norms for b in self.blocks if n.startswith(f"{b}.")}
@@ -156,6 +157,7 @@ class EmergentWatch:
     def measuring(self) -> Iterator[None]:
         """Watch for the time of a ``with`` block."""
         with ExitStack() as stack:
+            self._mask = stack.enter_context(following_mask(self.model))
             for block, module in self.sites.values():
                 stack.callback(module.register_forward_hook(partial(self._see, block)).remove)
             yield
@@ -194,7 +196,7 @@ class EmergentWatch:
         )
 
     def _see(self, block: str, module: nn.Module, inputs: tuple, output: Any) -> None:
-        x = first_tensor(output).detach().float().flatten(0, -2)
+        x = live(first_tensor(output).detach().float(), self._mask()).flatten(0, -2)
         loud = x.abs() >= self.threshold
         hits = loud.sum(0).double()
         self._hits[block] = self._hits[block] + hits if block in self._hits else hits

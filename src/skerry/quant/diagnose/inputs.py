@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skerry.quant.calibration import run_model
+from skerry.quant.calibration import following_mask, live, run_model
 
 __all__ = ["InputCensus", "input_census"]
 
@@ -74,7 +74,9 @@ def input_census(
     normal: float = 10.0,
     massive: float = 50.0,
 ) -> list[InputCensus]:
-    """Count outliers at the input of every linear layer; memory holds the inputs of all batches of one layer at a time.
+    """Count outliers at the input of every linear layer, padding left out.
+
+    Memory holds the inputs of all batches of one layer at a time.
 
     Parameters
     ----------
@@ -105,14 +107,15 @@ def input_census(
     found = []
     for name in names:
         seen: list[Tensor] = []
-        handle = model.get_submodule(name).register_forward_pre_hook(
-            lambda module, given, seen=seen: seen.append(given[0].detach().float().flatten(0, -2))
-        )
-        try:
-            for batch in batches:
-                run_model(model, batch)
-        finally:
-            handle.remove()
+        with following_mask(model) as mask:
+            handle = model.get_submodule(name).register_forward_pre_hook(
+                lambda module, given, seen=seen: seen.append(live(given[0].detach().float(), mask()).flatten(0, -2))
+            )
+            try:
+                for batch in batches:
+                    run_model(model, batch)
+            finally:
+                handle.remove()
         if seen:
             found.append(_count(name, torch.cat(seen).abs(), normal, massive))
     return found

@@ -9,7 +9,7 @@ model's own layers on its own inputs, and what is left of their outputs decides.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from skerry.quant.activation import TokenDynamic
 from skerry.quant.architectures.base import Architecture
+from skerry.quant.calibration import following_mask, live
 from skerry.quant.formats.mixed_decomposition import MixedInt8, OutlierSplit
 from skerry.quant.numerics import AffineGrid
 from skerry.quant.transforms.smooth import smoothing_scale
@@ -72,6 +73,8 @@ class RemedyWatch:
     """
 
     def __init__(self, model: nn.Module, architecture: Architecture) -> None:
+        self.model = model
+        self._mask: Callable[[], Tensor | None] = lambda: None
         self.readers: dict[str, list[nn.Module]] = {}
         known = architecture.groups and not (architecture.check is not None and architecture.check(model))
         for block in architecture.block_names(model) if known else ():
@@ -87,6 +90,7 @@ class RemedyWatch:
         """Watch for the time of a ``with`` block, in which this many batches run."""
         room = max(2, -(-TOKENS // max(batches, 1)))
         with ExitStack() as stack:
+            self._mask = stack.enter_context(following_mask(self.model))
             for name, readers in self.readers.items():
                 stack.callback(readers[0].register_forward_pre_hook(partial(self._see, name, room)).remove)
             yield
@@ -105,7 +109,7 @@ class RemedyWatch:
         return {remedy: -10.0 * math.log10(max(noise / count, 1e-12)) for remedy, noise in total.items() if count}
 
     def _see(self, name: str, room: int, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        x = inputs[0].detach().float().flatten(0, -2)
+        x = live(inputs[0].detach().float(), self._mask()).flatten(0, -2)
         self._kept[name].append(x[:: max(1, len(x) // room)][:room].cpu().clone())
 
 
