@@ -75,3 +75,9 @@ def test_more_of_anything_is_never_less(tiny, inputs):
     mapped = plan(model, make_recipe("gptq", "w4a16"), batches, memory=0)
     assert mapped[-1]["MiB"] < peaks[2]["MiB"] and "scratch" in mapped[1]["note"]
     assert torch.is_tensor(batches[0])
+
+
+def test_without_calibration_no_tokens_are_counted(tiny):
+    rows = {row["what"]: row for row in plan(tiny("plain"), make_recipe("gptq", "w4a16"), [])}
+    assert rows["hidden states between blocks"]["note"] == "none: no calibration given"
+    assert rows["hidden states between blocks"]["MiB"] == 0

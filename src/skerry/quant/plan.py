@@ -69,9 +69,12 @@ def plan(
     rest = max(kept - weights * size, 0)
     writing = 2 * min(stored + rest, shard_bytes) + 4 * max((out * i for out, i in layers.values()), default=0)
     gram = max((inputs for _, inputs in layers.values()), default=0) ** 2 * GRAM if grams else 0
+    seen = (
+        f"{sum(tokens):,} tokens of width {width}{_where(states, memory)}" if batches else "none: no calibration given"
+    )
     rows = [
         ("weights as loaded", kept, "one block and what is outside of them" if away else ""),
-        ("hidden states between blocks", states, f"{sum(tokens):,} tokens of width {width}{_where(states, memory)}"),
+        ("hidden states between blocks", states, seen),
         ("work on one block", work, f"largest Gram matrix {gram / 2**20:,.1f}" if grams else "no Gram matrix"),
         ("writing", writing, "one shard, twice"),
         ("weights to quantize", weights * size, f"{len(layers)} layers in {len(names)} blocks of {architecture.name}"),
