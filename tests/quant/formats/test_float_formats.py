@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from skerry.core.errors import ModelError, ParameterError
-from skerry.quant.formats.float4 import Float4, Float4Group, Float4Tensor, decode_e2m1, encode_e2m1
+from skerry.quant.formats.float4 import Float4, Float4Group, Float4Tensor, decode_e2m1, encode_e2m1, round_e2m1
 from skerry.quant.formats.float8 import Float8, Float8Tensor, Float8Token
 
 
@@ -113,3 +113,11 @@ def test_e2m1_inputs_refuse_what_does_not_fit():
         Float4Group("fp4")
     with pytest.raises(ModelError, match="blocks of 32, which do not divide 48"):
         Float4Group("mxfp4").fake(torch.ones(1, 48))
+
+
+@pytest.mark.parametrize("scale", ["nvfp4", "mxfp4"])
+def test_rounding_without_codes_is_the_same(scale):
+    y = torch.cat([torch.linspace(-8, 8, 1281), weight().flatten() * 3])  # with every tie
+    assert torch.equal(round_e2m1(y), decode_e2m1(encode_e2m1(y)))
+    W = weight() * torch.tensor([1e-30, 1e-6, 0.0, 1.0, 50.0, 1e6])[:, None]
+    assert torch.equal(Float4(scale).round(W), Float4(scale).quantize(W).dequantize())
