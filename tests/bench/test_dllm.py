@@ -11,7 +11,10 @@ import torch
 from skerry.bench import dllm, dllm_grid, dllm_tasks
 from skerry.bench.dllm_models import Settings, plant_massive, rows_of_step
 from skerry.deep.masked_diffusion import MaskedDiffusionLM
+from skerry.quant import quantize
+from skerry.quant.block import TOLERANCE, rounding_error
 from skerry.quant.diagnose import input_census
+from skerry.quant.linear import QuantizedLinear
 
 DATA = Path(os.environ.get("SKERRY_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 TEXT = torch.randint(0, 96, (4000,), generator=torch.Generator().manual_seed(0))
@@ -166,6 +169,18 @@ def test_planted_values_are_massive_on_line_ends_and_nearly_free(model):
         assert 0 < b.n_massive_tokens <= int((tokens == dllm_tasks.MASK - 1).sum())
     change = (twin(tokens) - model(tokens)).norm() / model(tokens).norm()
     assert change < 0.1
+
+
+def test_values_that_cancel_are_no_reason_to_refuse_a_rotation(model):
+    """What rounding leaves of them is far above the dtype's own error, and a change of the function is above that."""
+    tokens = torch.where(TEXT[:512] < 90, TEXT[:512] % 16, dllm_tasks.MASK - 1).reshape(8, 64)
+    massive = plant_massive(model, tokens, size=1e5)
+    block, inputs = massive.layers[1].mlp, torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    layers = {"quiet": model.layers[1].mlp, "massive": block}
+    floor = {name: rounding_error(mlp, lambda mlp=mlp: mlp(10.0 * inputs)) for name, mlp in layers.items()}
+    assert floor["quiet"] < TOLERANCE[torch.float32] < floor["massive"] < 0.1
+    found = quantize(massive, "quarot", "w4a4", [tokens])
+    assert sum(isinstance(m, QuantizedLinear) for m in found.modules()) >= 14
 
 
 def test_the_report_comes_from_its_json(tmp_path, monkeypatch):

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from skerry.core.errors import DataError, ModelError, SkerryWarning
 from skerry.quant.architectures.base import Architecture, architecture_of
-from skerry.quant.block import TOLERANCE, block_of, quantize_block, relative_error
+from skerry.quant.block import TOLERANCE, block_of, quantize_block, relative_error, rounding_error
 from skerry.quant.calibration import as_batches, catch_inputs, live, mask_of, output_of, run_model
 from skerry.quant.linear import PreparedLinear
 from skerry.quant.offload import bring_in, is_offloaded, settle
@@ -179,8 +179,12 @@ def _whole_model(
     facts = dict(transform.apply_model(model, architecture, batches))
     if before is not None:
         mask = mask_of(batches[0])
-        error = relative_error(live(before, mask), live(output_of(run_model(model, batches[0])), mask))
-        if not error <= 10 * TOLERANCE.get(before.dtype, 1e-2):  # errors add up over the blocks
+
+        def run() -> Tensor:
+            return live(output_of(run_model(model, batches[0])), mask)
+
+        error, allowed = relative_error(live(before, mask), run()), 10 * TOLERANCE.get(before.dtype, 1e-2)
+        if not error <= allowed and not error <= rounding_error(model, run):  # errors add up over the blocks
             raise ModelError(f"{type(transform).__name__} changed the model's function (relative error {error:.2g})")
     return {"transform": type(transform).__name__, "group": "model", **facts}
 

@@ -98,6 +98,12 @@ def test_variants_run_and_differ(waves, parameters):
     assert np.isfinite(s).all() and not np.array_equal(s, tiny().fit_score(waves))
 
 
+def test_every_sample_of_an_imputation_is_drawn_anew(waves):
+    det = tiny().fit(waves)
+    one, four = ([y for *_, y in det.set_params(n_samples=n)._imputations(*det._scaled(waves))] for n in (1, 4))
+    assert not any(np.array_equal(a, b) for a, b in zip(one, four, strict=True))
+
+
 def test_seeds_threads_and_the_callers_random_state(waves):
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     first = tiny(random_state=3).fit_score(waves)

@@ -321,7 +321,8 @@ class ImDiffusion(SeriesDetector):
             with one_thread():
                 total: dict[int, Any] = {}
                 for sample in range(self.n_samples):
-                    seed = self.seed_ + (1 << 32) * (1 + sample) + at
+                    # generators take 32 bits: a mixture of the three, and none of training's
+                    seed = int(np.random.SeedSequence([self.seed_, 1 + sample, at]).generate_state(1)[0])
                     for t, y in imputer.sample(x, s, keep, seed):
                         total[t] = total.get(t, 0.0) + y
             for t, y in total.items():
