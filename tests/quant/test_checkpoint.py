@@ -292,7 +292,8 @@ def test_an_index_that_points_elsewhere(tmp_path):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda c: c.update(quant_method="gptq"), "cannot be read here"),
+        (lambda c: c.update(quant_method="awq"), "cannot be read here"),
+        (lambda c: c.update(quant_method="gptq"), "no layer has a qweight"),
         (lambda c: c.pop("config_groups"), "config_groups"),
         (lambda c: c["config_groups"]["group_0"].update(format="sparse-bitmask"), "not one that can be read"),
         (lambda c: c["config_groups"]["group_0"]["weights"].update(num_bits=77), "weight_shape"),
