@@ -1,5 +1,6 @@
 """The engine on real model classes: identity, what transforms keep, what is refused."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -71,6 +72,19 @@ def test_any_shift_and_scale_keeps_the_function(family, tiny, inputs):
     assert len(report.transforms) >= 4
 
 
+@pytest.mark.parametrize("name", ["rtn", "quarot", "gptq"])
+def test_a_recipe_that_looks_at_no_input_runs_few_of_them(name, tiny):
+    model = tiny("llama")
+    batches = [torch.randint(0, 64, (16, 32), generator=torch.Generator().manual_seed(b)) for b in range(12)]
+    first, seen = model.model.layers[0].mlp, []
+    handle = first.register_forward_pre_hook(lambda module, given: seen.append(given[0].shape[:2].numel()))
+    _, report = quantize_model(model, make_recipe(name, "w8a8"), calibration=batches, inplace=True, check=False)
+    handle.remove()
+    # a run for the report and one for the next block; of GPTQ one for each of four groups of layers, over all rows
+    assert sum(seen) == {"rtn": 2 * 128, "quarot": 3 * 128, "gptq": 5 * 12 * 512}[name]
+    assert all(math.isfinite(layer.signal_to_noise) for layer in report.layers)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_recipe_on_every_family(family, name, tiny, inputs):
@@ -82,7 +96,7 @@ def test_every_recipe_on_every_family(family, name, tiny, inputs):
     exact = outputs(model, batches)
     assert relative(outputs(found, batches), exact) < 0.1
     report = quant.report_of(found)
-    assert 8.0 <= report.bits_per_weight < 16.0
+    assert 7.6 <= report.bits_per_weight < 16.0  # 6 + 1.6 of SplitQuant is the least
     assert all(layer.signal_to_noise > 15.0 for layer in report.layers)
     assert torch.equal(exact, outputs(model, batches))  # the caller's model is left alone
 

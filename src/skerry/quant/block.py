@@ -111,7 +111,8 @@ def quantize_block(
         twin = FloatTwin(block.module, block.name, partial(block.runner, states=block.exact))
     if recipe.propagate == "float" and states is not None:
         outputs = [block.run(b) for b in range(block.count)]
-    for part in [groups] if recipe.sequential == "block" else [[g] for g in groups]:
+    whole = recipe.sequential == "block" or not recipe.needs_calibration
+    for part in [groups] if whole else [[g] for g in groups]:
         contexts = [_context(model, group, recipe, index, random_state) for group in part]
         block.steady()
         needs = {"sample"} | _needs(recipe, part)

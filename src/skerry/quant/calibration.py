@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 from skerry.core.errors import DataError, ModelError
 
-__all__ = ["BlockInputs", "as_batches", "catch_inputs", "following_mask", "live", "mask_of", "output_of", "run_model"]
+__all__ = [
+    "BlockInputs",
+    "as_batches",
+    "catch_inputs",
+    "few_rows",
+    "following_mask",
+    "live",
+    "mask_of",
+    "output_of",
+    "run_model",
+]
 
 Batch = Mapping[str, Any] | tuple | Tensor
 
@@ -62,6 +72,33 @@ def as_batches(calibration: Any) -> list[Batch]:
         if any(isinstance(t, Tensor) and t.numel() == 0 for t in tensors):
             raise DataError(f"calibration batch {i} is empty")
     return batches
+
+
+def few_rows(batch: Any, tokens: int = 128) -> Any:
+    """Return the first rows of a batch, about ``tokens`` of them and at least one; itself where rows do not show.
+
+    Examples
+    --------
+    >>> few_rows(torch.zeros(16, 128, dtype=torch.long)).shape
+    torch.Size([1, 128])
+    >>> few_rows({"input_ids": torch.zeros(4, 512, dtype=torch.long)})["input_ids"].shape
+    torch.Size([1, 512])
+    >>> few_rows(torch.zeros(1000, 8)).shape
+    torch.Size([128, 8])
+    """
+    many = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple) else (batch,)
+    tensors = [t for t in many if isinstance(t, Tensor) and t.ndim]
+    if len({len(t) for t in tensors}) != 1:
+        return batch
+    lengths = [t.shape[1] for t in tensors if t.ndim > 2 or (t.ndim == 2 and not t.is_floating_point())]
+    keep = max(1, tokens // max(lengths, default=1))
+
+    def cut(value: Any) -> Any:
+        return value[:keep] if isinstance(value, Tensor) and value.ndim else value
+
+    if isinstance(batch, Mapping):
+        return {name: cut(value) for name, value in batch.items()}
+    return tuple(cut(value) for value in batch) if isinstance(batch, tuple) else cut(batch)
 
 
 def mask_of(batch: Any) -> Tensor | None:
