@@ -72,6 +72,8 @@ def quantize(
 
     chosen_names = [n.strip() for n in compare.split(",") if n.strip()] if compare else [recipe]
     fixed = {n: make_recipe(n, bits) for n in chosen_names if n != "auto"}  # a wrong name or width is told at once
+    if stream and (recipe == "auto" or compare is not None):
+        raise typer.BadParameter("--stream wants one --recipe by name: several cannot be tried on half a model")
     if not plan and compare is None:
         _refuse_early(recipe, fixed, layout, calibration is not None)
     if out is None and not plan and compare is None:
@@ -86,8 +88,6 @@ def quantize(
 
         if stream is None:
             stream = recipe != "auto" and compare is None and _too_large(model)
-        elif stream and (recipe == "auto" or compare is not None):
-            raise typer.BadParameter("--stream wants one --recipe by name: several cannot be tried on half a model")
         loaded = load_offloaded(model) if stream else load_model_folder(model)
         batches, judge = (
             [] if path is None else model_inputs(path, model, loaded, length=context, count=samples, batch=size)
