@@ -111,7 +111,7 @@ def quantize_block(
         twin = FloatTwin(block.module, block.name, partial(block.runner, states=block.exact))
     if recipe.propagate == "float" and states is not None:
         outputs = [block.run(b) for b in range(block.count)]
-    whole = recipe.sequential == "block" or not recipe.needs_calibration
+    whole = recipe.sequential == "block" or not recipe.looks_at_inputs
     for part in [groups] if whole else [[g] for g in groups]:
         contexts = [_context(model, group, recipe, index, random_state) for group in part]
         block.steady()

@@ -121,7 +121,7 @@ def quantize_model(
         for transform in recipe.transforms:
             if isinstance(transform, ModelTransform):
                 report.transforms.append(_whole_model(model, architecture, transform, batches, check))
-        if batches and not recipe.needs_calibration:
+        if batches and not recipe.looks_at_inputs:
             batches = [few_rows(batches[0])]  # for the report: no part looks at inputs
         inputs = None
         streams: list[HiddenStates] = []  # what arrives, and for "mixed" what the float model would give

@@ -184,6 +184,12 @@ class Recipe:
         parts += [part for _, settings in self.overrides for part in settings.values()]
         return self.propagate == "mixed" or any(getattr(part, "needs", None) for part in parts)
 
+    @property
+    def looks_at_inputs(self) -> bool:
+        """Whether any part might: transforms and solvers may without being in need of them."""
+        solvers = [self.solver, *(settings.get("solver") for _, settings in self.overrides)]
+        return self.needs_calibration or bool(self.transforms) or any(s is not None for s in solvers)
+
     def skips(self, layer: str) -> bool:
         """Return whether ``layer`` stays in floating point."""
         return any(fnmatch.fnmatchcase(layer, pattern) for pattern in self.skip)
