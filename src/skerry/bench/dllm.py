@@ -60,6 +60,7 @@ def run(
         for name in ("base", "instruct")
     ]
     return found | {
+        "file": "quantized-dllm",  # as its paper is called in the catalogue
         "cells": [json.dumps(c, sort_keys=True) for c in cells],
         "census": [json.dumps(c, sort_keys=True) for c in census],
         "notes": _notes(cells, sizes, settings),
