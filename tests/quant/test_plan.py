@@ -60,9 +60,13 @@ def test_the_stored_bytes_are_those_of_the_run(family, name, bits, tiny, inputs)
 
 def test_tokens_and_patches_are_counted(tiny, inputs):
     for family, tokens in (("llama", 3 * 24), ("vit", 3 * 2 * 5), ("bert", 3 * 24)):
-        rows = plan(tiny(family), make_recipe("rtn"), inputs(family))
+        rows = plan(tiny(family), make_recipe("gptq", "w8a8"), inputs(family))
         assert f"{tokens:,} tokens of width 32" in rows[1]["note"]
         assert rows[1]["MiB"] == pytest.approx(tokens * 32 * 4 / 2**20, abs=1e-3)
+
+
+def test_a_recipe_that_looks_at_no_input_runs_few_tokens(tiny, inputs):
+    assert "24 tokens of width 32" in plan(tiny("llama"), make_recipe("rtn"), inputs("llama"))[1]["note"]
 
 
 def test_more_of_anything_is_never_less(tiny, inputs):

@@ -74,27 +74,31 @@ def as_batches(calibration: Any) -> list[Batch]:
     return batches
 
 
-def few_rows(batch: Any, tokens: int = 128) -> Any:
-    """Return the first rows of a batch, about ``tokens`` of them and at least one; itself where rows do not show.
+def few_rows(batch: Any, tokens: int = 32) -> Any:
+    """Return about ``tokens`` tokens of a batch, from the start of its first rows; itself where rows do not show.
 
     Examples
     --------
     >>> few_rows(torch.zeros(16, 128, dtype=torch.long)).shape
-    torch.Size([1, 128])
-    >>> few_rows({"input_ids": torch.zeros(4, 512, dtype=torch.long)})["input_ids"].shape
-    torch.Size([1, 512])
+    torch.Size([1, 32])
+    >>> few_rows({"input_ids": torch.zeros(4, 8, dtype=torch.long)})["input_ids"].shape
+    torch.Size([4, 8])
     >>> few_rows(torch.zeros(1000, 8)).shape
-    torch.Size([128, 8])
+    torch.Size([32, 8])
     """
     many = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple) else (batch,)
     tensors = [t for t in many if isinstance(t, Tensor) and t.ndim]
     if len({len(t) for t in tensors}) != 1:
         return batch
+    # all of token ids and their masks: then rows can be shortened, too
+    ids = all(t.ndim == 2 and not t.is_floating_point() for t in tensors) and len({t.shape for t in tensors}) == 1
     lengths = [t.shape[1] for t in tensors if t.ndim > 2 or (t.ndim == 2 and not t.is_floating_point())]
     keep = max(1, tokens // max(lengths, default=1))
 
     def cut(value: Any) -> Any:
-        return value[:keep] if isinstance(value, Tensor) and value.ndim else value
+        if not (isinstance(value, Tensor) and value.ndim):
+            return value
+        return value[:keep, :tokens] if ids else value[:keep]
 
     if isinstance(batch, Mapping):
         return {name: cut(value) for name, value in batch.items()}
