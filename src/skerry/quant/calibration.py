@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from skerry.core.errors import DataError, ModelError
+from skerry.quant.recipe import Recipe
 
 __all__ = [
     "BlockInputs",
     "as_batches",
     "catch_inputs",
-    "few_rows",
     "following_mask",
     "live",
     "mask_of",
     "output_of",
+    "rows_to_run",
     "run_model",
 ]
 
@@ -74,16 +75,16 @@ def as_batches(calibration: Any) -> list[Batch]:
     return batches
 
 
-def few_rows(batch: Any, tokens: int = 32) -> Any:
+def _few_rows(batch: Any, tokens: int = 32) -> Any:
     """Return about ``tokens`` tokens of a batch, from the start of its first rows; itself where rows do not show.
 
     Examples
     --------
-    >>> few_rows(torch.zeros(16, 128, dtype=torch.long)).shape
+    >>> _few_rows(torch.zeros(16, 128, dtype=torch.long)).shape
     torch.Size([1, 32])
-    >>> few_rows({"input_ids": torch.zeros(4, 8, dtype=torch.long)})["input_ids"].shape
+    >>> _few_rows({"input_ids": torch.zeros(4, 8, dtype=torch.long)})["input_ids"].shape
     torch.Size([4, 8])
-    >>> few_rows(torch.zeros(1000, 8)).shape
+    >>> _few_rows(torch.zeros(1000, 8)).shape
     torch.Size([32, 8])
     """
     many = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple) else (batch,)
@@ -103,6 +104,11 @@ def few_rows(batch: Any, tokens: int = 32) -> Any:
     if isinstance(batch, Mapping):
         return {name: cut(value) for name, value in batch.items()}
     return tuple(cut(value) for value in batch) if isinstance(batch, tuple) else cut(batch)
+
+
+def rows_to_run(batches: list[Any], recipe: Recipe) -> list[Any]:
+    """Return the batches that the engine runs: all, or a few tokens for the report if no part of the recipe looks."""
+    return batches if recipe.looks_at_inputs else [_few_rows(batch) for batch in batches[:1]]
 
 
 def mask_of(batch: Any) -> Tensor | None:

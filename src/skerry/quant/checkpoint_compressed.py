@@ -16,6 +16,7 @@ from torch import Tensor
 from skerry.core.errors import ModelError
 from skerry.quant.activation import TokenDynamic
 from skerry.quant.checkpoint_files import ShardReader
+from skerry.quant.checkpoint_refusals import why_not_bare
 from skerry.quant.formats.float4 import BLOCK, Float4, Float4Tensor
 from skerry.quant.formats.float8 import Float8, Float8Tensor, Float8Token
 from skerry.quant.numerics import AffineGrid, IntTensor, pack_bits, unpack_bits
@@ -57,10 +58,8 @@ def unpack_words(words: Tensor, bits: int, n: int) -> Tensor:
 def why_not(solved: Solved, activation: Any, before: tuple[Any, ...] = ()) -> str | None:
     """Return why a layer cannot be written in this layout, or None if it can."""
     weight = solved.weight
-    if before:
-        return "its input is transformed at run time"
-    if solved.sparse is not None or solved.low_rank is not None:
-        return "it has weights kept apart or a low-rank branch"
+    if reason := why_not_bare(solved, before):
+        return reason
     if isinstance(weight, IntTensor):
         if weight.grid.axis != 1:
             return "its groups run along the outputs"

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from skerry.core.errors import ModelError
 from skerry.core.files import atomic_write
+from skerry.quant.checkpoint_refusals import why_not_integers
 from skerry.quant.gguf_file import BLOCK, GGUFTensor, decode, encode, read_gguf, write_gguf
 from skerry.quant.linear import QuantizedLinear
-from skerry.quant.numerics import IntTensor
 from skerry.quant.parts import Solved
 
 __all__ = ["FILE", "check", "why_not", "why_not_model", "write"]
@@ -63,18 +63,10 @@ def why_not_model(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> st
 
 def why_not(solved: Solved, activation: Any, before: tuple[Any, ...] = ()) -> str | None:
     """Return why a layer cannot be written as GGUF, or None if it can."""
-    weight = solved.weight
-    if before:
-        return "its input is transformed at run time"
-    if solved.sparse is not None or solved.low_rank is not None:
-        return "it has weights kept apart or a low-rank branch"
-    if activation is not None:
-        return "its inputs are rounded, of which GGUF says nothing; give bits such as w4a16 or w8a16"
-    if not isinstance(weight, IntTensor):
-        return f"{weight.kind} weights are unknown there"
+    if reason := why_not_integers(solved, activation, before, "GGUF"):
+        return reason
+    weight: Any = solved.weight
     grid = weight.grid
-    if grid.axis != 1:
-        return "its groups run along the outputs"
     if not grid.symmetric and grid.bits > 4:
         return f"asymmetric weights of {grid.bits} bits have no type there"
     if weight.shape[1] % BLOCK:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from skerry.core.errors import ModelError
 from skerry.quant.checkpoint_compressed import pack_words, unpack_words
 from skerry.quant.checkpoint_files import ShardReader
+from skerry.quant.checkpoint_refusals import why_not_integers
 from skerry.quant.linear import BlockRotation, QuantizedLinear
 from skerry.quant.numerics import AffineGrid, IntTensor
 from skerry.quant.parts import Solved
@@ -77,17 +78,9 @@ def why_not_model(layers: Mapping[str, QuantizedLinear]) -> str | None:
 
 
 def _why_not(solved: Solved, activation: Any, before: tuple[Any, ...]) -> str | None:
-    weight = solved.weight
-    if before:
-        return "its input is transformed at run time"
-    if solved.sparse is not None or solved.low_rank is not None:
-        return "it has weights kept apart or a low-rank branch"
-    if activation is not None:
-        return "its inputs are rounded, of which this layout says nothing; give bits such as w4a16 or w8a16"
-    if not isinstance(weight, IntTensor):
-        return f"{weight.kind} weights are unknown there"
-    if weight.grid.axis != 1:
-        return "its groups run along the outputs"
+    if reason := why_not_integers(solved, activation, before, "this layout"):
+        return reason
+    weight: Any = solved.weight
     bits = weight.grid.bits
     if bits not in BITS:
         return f"weights of {bits} bits are unknown there; 2, 3, 4 and 8 are not"

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from skerry.core.errors import DataError, ModelError, SkerryWarning
 from skerry.quant.architectures.base import Architecture, architecture_of
 from skerry.quant.block import TOLERANCE, block_of, quantize_block, relative_error, rounding_error
-from skerry.quant.calibration import as_batches, catch_inputs, few_rows, live, mask_of, output_of, run_model
+from skerry.quant.calibration import as_batches, catch_inputs, live, mask_of, output_of, rows_to_run, run_model
 from skerry.quant.linear import PreparedLinear
 from skerry.quant.offload import bring_in, is_offloaded, settle
 from skerry.quant.parts import ModelTransform
@@ -121,8 +121,7 @@ def quantize_model(
         for transform in recipe.transforms:
             if isinstance(transform, ModelTransform):
                 report.transforms.append(_whole_model(model, architecture, transform, batches, check))
-        if batches and not recipe.looks_at_inputs:
-            batches = [few_rows(batches[0])]  # for the report: no part looks at inputs
+        batches = rows_to_run(batches, recipe)
         inputs = None
         streams: list[HiddenStates] = []  # what arrives, and for "mixed" what the float model would give
         if batches and names[0]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from skerry.quant.architectures.base import architecture_of
-from skerry.quant.calibration import few_rows
+from skerry.quant.calibration import rows_to_run
 from skerry.quant.offload import is_offloaded
 from skerry.quant.probe import PROBE_BATCHES
 from skerry.quant.recipe import Recipe
@@ -58,8 +58,7 @@ def plan(
     away = is_offloaded(model)
     kept = _bytes(model) - (sum(sizes) - max(sizes) if away else 0)
     width = _width(model, layers)
-    if batches and not recipe.looks_at_inputs:
-        batches = [few_rows(batches[0])]  # as the engine does
+    batches = rows_to_run(batches, recipe)
     tokens = [_tokens(model, batch) for batch in batches]
     states = sum(tokens) * width * size
     held = min(states, memory) * (1 if recipe.propagate == "quantized" else 2)

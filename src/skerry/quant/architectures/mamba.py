@@ -73,14 +73,21 @@ def _bias(layer: Any) -> Tensor:
     return torch.zeros(layer.out_features) if layer.bias is None else layer.bias
 
 
+def scan_groups(scan: str) -> tuple[GroupSpec, ...]:
+    """Return the groups of one direction's scan, a module inside the block's ``mixer`` or the mixer itself."""
+    return (
+        GroupSpec((f"{scan}.step_proj", f"{scan}.B_proj", f"{scan}.C_proj"), parent="mixer"),
+        GroupSpec((f"{scan}.dt_proj",), f"{scan}.step_proj", "rows", "mixer"),
+    )
+
+
 ARCHITECTURE = Architecture(
     name="Mamba",
     model_types=("mamba",),
     blocks="backbone.layers|layers",
     groups=(
         GroupSpec(("mixer.states_proj", "mixer.gate_proj"), "norm", "norm", "mixer"),
-        GroupSpec(("mixer.step_proj", "mixer.B_proj", "mixer.C_proj"), parent="mixer"),
-        GroupSpec(("mixer.dt_proj",), "mixer.step_proj", "rows", "mixer"),
+        *scan_groups("mixer"),
         GroupSpec(("mixer.out_proj",), parent="mixer"),  # a product with a gate: only MambaQuant scales through it
     ),
     embeddings="backbone.embeddings|embeddings",

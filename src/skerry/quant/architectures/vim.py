@@ -9,7 +9,7 @@ from torch import nn
 from skerry.core.errors import ModelError
 from skerry.deep.vision_mamba import VisionMambaBlock
 from skerry.quant.architectures.base import Architecture, GroupSpec
-from skerry.quant.architectures.mamba import joined
+from skerry.quant.architectures.mamba import joined, scan_groups
 from skerry.quant.architectures.vim_block import SplitVimBlock
 
 
@@ -51,21 +51,14 @@ def _restore(model: nn.Module) -> nn.Module:
     return found
 
 
-def _direction(scan: str) -> tuple[GroupSpec, ...]:
-    return (
-        GroupSpec((f"{scan}.step_proj", f"{scan}.B_proj", f"{scan}.C_proj"), parent="mixer"),
-        GroupSpec((f"{scan}.dt_proj",), f"{scan}.step_proj", "rows", "mixer"),
-    )
-
-
 ARCHITECTURE = Architecture(
     name="Vision Mamba",
     model_types=("vim",),
     blocks="layers",
     groups=(
         GroupSpec(("mixer.states_proj", "mixer.gate_proj"), "norm", "norm", "mixer"),
-        *_direction("mixer.forward_scan"),
-        *_direction("mixer.backward_scan"),
+        *scan_groups("mixer.forward_scan"),
+        *scan_groups("mixer.backward_scan"),
         GroupSpec(("mixer.out_proj",), parent="mixer"),
     ),
     embeddings="patch_embed",
