@@ -73,7 +73,7 @@ def token_windows(path: Path, folder: Path, *, length: int, count: int, vocabula
                 text = file.read()
         except (OSError, UnicodeDecodeError, EOFError) as error:
             raise DataError(f"{path}: is no readable UTF-8 text ({error})") from None
-        flat = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
+        flat = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
     if vocabulary is not None and len(flat) and not 0 <= int(flat.min()) <= int(flat.max()) < vocabulary:
         raise DataError(f"{path}: token {int(flat.max())} is outside the model's vocabulary of {vocabulary}")
     windows = len(flat) // length
