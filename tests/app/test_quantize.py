@@ -62,6 +62,9 @@ def test_a_folder_that_transformers_loads(skerry, folder, tmp_path):
     with torch.no_grad():
         logits = loaded(torch.zeros(1, 4, dtype=torch.long)).logits
     assert torch.isfinite(logits).all()
+    from skerry.quant import recipe_of
+
+    assert recipe_of(loaded).name == "gptq"  # the command keeps it, too
 
 
 def test_one_block_in_memory_at_a_time(skerry, folder, tmp_path):

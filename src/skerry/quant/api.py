@@ -83,7 +83,7 @@ def quantize(
     QuantizedLinear(8, 16, weight 8 bit, input 8 bit)
     """
     chosen = make_recipe(recipe, bits, **settings) if isinstance(recipe, str) else recipe
-    found, report = quantize_model(
+    found, _ = quantize_model(
         model,
         chosen,
         calibration=calibration,
@@ -96,7 +96,6 @@ def quantize(
     )
     if work_dir is not None and not any(isinstance(m, StoredLinear) for m in found.modules()):
         discard(Path(work_dir))
-    found.quantization_report = report  # type: ignore[assignment]
     return found
 
 

@@ -165,6 +165,7 @@ def quantize_model(
         settle(model)
     model.train(was_training)
     report.seconds += time.perf_counter() - started
+    model.quantization_report = report  # type: ignore[assignment]  # what is saved tells how it was made
     return model, report
 
 
