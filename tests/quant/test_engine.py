@@ -9,6 +9,7 @@ import torch
 import skerry.quant as quant
 from skerry.core.errors import DataError, ModelError, ParameterError
 from skerry.quant.activation import TokenDynamic
+from skerry.quant.block import TOLERANCE
 from skerry.quant.engine import output_of, quantize_model
 from skerry.quant.linear import QuantizedLinear
 from skerry.quant.numerics import AffineGrid
@@ -46,13 +47,30 @@ class Anything:
 
 @dataclass(frozen=True)
 class Forgetful:
-    """Scales the weights and not the input."""
+    """Scales the weights and not the input, and adds nothing to the bias where it should not."""
 
+    where: str = ""
     needs = frozenset()
 
     def apply(self, group, statistics, context):
+        for name, layer in group.consumers.items():
+            layer.add_to_bias(torch.zeros(layer.out_features))
+            if self.where in name:
+                layer.weight.data *= 1.5
+        return {"done": True}
+
+
+@dataclass(frozen=True)
+class Slightly:
+    """Changes the weights a little, and counts."""
+
+    seen: list
+    needs = frozenset()
+
+    def apply(self, group, statistics, context):
+        self.seen.append(group.name)
         for layer in group.consumers.values():
-            layer.weight.data *= 1.5
+            layer.weight.data *= 1 + 4e-6
         return {"done": True}
 
 
@@ -80,8 +98,9 @@ def test_a_recipe_that_looks_at_no_input_runs_few_of_them(name, tiny):
     handle = first.register_forward_pre_hook(lambda module, given: seen.append(given[0].shape[:2].numel()))
     _, report = quantize_model(model, make_recipe(name, "w8a8"), calibration=batches, inplace=True, check=False)
     handle.remove()
-    # a run for the report and one for the next block; of GPTQ one for each of four groups of layers, over all rows
-    assert sum(seen) == (2 * 32 if name == "rtn" else 5 * 12 * 512)
+    # a run for the report and one for the next block; of GPTQ one for each of four groups of layers, over all rows,
+    # of which those for the attention reach the MLP with the first batch only
+    assert sum(seen) == (2 * 32 if name == "rtn" else (3 * 12 + 2) * 512)
     assert all(math.isfinite(layer.signal_to_noise) for layer in report.layers)
 
 
@@ -123,6 +142,39 @@ def test_a_transform_that_changes_the_function_is_caught_and_undone(tiny, inputs
     with pytest.raises(ModelError, match=r"Forgetful changed the function of model\.layers\.0"):
         quantize_model(model, Recipe("broken", transforms=(Forgetful(),)), calibration=inputs("llama"))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_what_is_undone_is_as_it_was(tiny, inputs):
+    model = tiny("llama")
+    plain = {k: v.clone() for k, v in model.state_dict().items()}
+    broken = Recipe("broken", transforms=(Forgetful("mlp.down_proj"),))  # the groups before it have biases by then
+    with pytest.raises(ModelError, match=r"Forgetful changed the function of model\.layers\.0\.mlp\.down_proj"):
+        quantize_model(model, broken, calibration=inputs("llama"), inplace=True)
+    first = {k: v for k, v in model.model.layers[0].state_dict().items() if "down_proj" in k}
+    assert all(torch.equal(v, plain[f"model.layers.0.{k}"]) for k, v in first.items())
+    assert "mlp.down_proj.bias" not in first
+
+
+def test_errors_that_only_add_up_are_no_fault(tiny, inputs, monkeypatch):
+    model, batches = tiny("llama").double(), inputs("llama")
+    groups = []
+    together = Recipe("a little", transforms=(Slightly(groups),))
+    monkeypatch.setattr("skerry.quant.block.rounding_error", lambda module, run: 0.0)
+    monkeypatch.setitem(TOLERANCE, torch.float64, 4e-6)  # the groups of the first block change it by 3.3e-6 at most
+    found, report = quantize_model(model, together, calibration=batches)
+    assert len(report.transforms) == 8
+    assert len(groups) == 16  # all together, then each by itself
+    assert 4e-6 < relative(outputs(found, batches), outputs(model, batches)) < 1e-4
+
+
+def test_a_block_that_runs_no_further_than_it_is_looked_at_gives_the_same(tiny, inputs, monkeypatch):
+    batches = inputs("llama")
+    for name in ("gptq", "quantease"):
+        short, _ = quantize_model(tiny("llama"), make_recipe(name, "w3a16"), calibration=batches)
+        with monkeypatch.context() as patch:
+            patch.setattr("skerry.quant.block._wants_probe", lambda recipe, groups: True)
+            whole, _ = quantize_model(tiny("llama"), make_recipe(name, "w3a16"), calibration=batches)
+        assert torch.equal(outputs(short, batches), outputs(whole, batches))
 
 
 def test_hidden_states_on_disk_give_the_same_model(tiny, inputs, tmp_path):

@@ -6,10 +6,10 @@ block computes; the solvers see the inputs that the already quantized blocks bef
 
 from __future__ import annotations
 
-import copy
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -99,10 +99,10 @@ def quantize_block(
             continue
         contexts = [_context(model, group, recipe, index, random_state) for group in groups]
         block.steady()
-        found = _observe(block, groups, contexts, transform.needs)
-        for group, context, statistics in zip(groups, contexts, found, strict=True):
-            block.steady()
-            facts = _transformed(block, group, transform, statistics, context, check)
+        found, output = _observe(block, groups, contexts, transform.needs)
+        apply = [partial(transform.apply, *of) for of in zip(groups, found, contexts, strict=True)]
+        told = _transformed(block, groups, transform, apply, output if check else None)
+        for group, facts in zip(groups, told, strict=True):
             if facts:
                 report.transforms.append({"transform": type(transform).__name__, "group": group.name, **facts})
     outputs = twin = None
@@ -116,9 +116,7 @@ def quantize_block(
         contexts = [_context(model, group, recipe, index, random_state) for group in part]
         block.steady()
         needs = {"sample"} | _needs(recipe, part)
-        found = (
-            _observe(block, part, contexts, needs, twin, model) if block.count else [LayerStatistics() for _ in part]
-        )
+        found, _ = _observe(block, part, contexts, needs, twin, model, probed=_wants_probe(recipe, part))
         for group, context, statistics in zip(part, contexts, found, strict=True):
             block.steady()
             if twin is not None:
@@ -196,7 +194,9 @@ def _layer_report(
         exact = X @ layer.weight.float().T
         rounded = X if quantized.activation is None else quantized.activation.fake(X)
         solved = quantized.solved
-        stored = solved.weight.dequantize() + (0.0 if solved.sparse is None else solved.sparse.dense())
+        stored = solved.weight.dequantize()
+        if solved.sparse is not None:
+            stored = stored + solved.sparse.dense()
         given = rounded @ stored.T
         if solved.low_rank is not None:
             given = given + X @ solved.low_rank.dense().T
@@ -215,29 +215,77 @@ def _layer_report(
 
 
 def _transformed(
-    block: Block, group: Group, transform: Any, statistics: LayerStatistics, context: GroupContext, check: bool
-) -> Mapping[str, Any]:
-    """Apply a transform to one group; undo it with an error if the block's output is not what it was."""
-    if not check or not block.count:
-        return transform.apply(group, statistics, context)
-    before = block.run(0)
-    kept = copy.deepcopy(block.module.state_dict())
-    changes = {name: list(layer.before) for name, layer in group.consumers.items()}
-    facts = transform.apply(group, statistics, context)
+    block: Block, groups: list[Group], transform: Any, apply: list[Callable[[], Any]], before: Tensor | None
+) -> list[Mapping[str, Any]]:
+    """Apply a transform to the groups; undo it with an error if the block's output (of batch 0) is not ``before``.
+
+    One run of the block judges all groups together; where that fails, each is judged by itself, which names the one
+    that is wrong, and lets pass what only adds up to more than the tolerance.
+    """
+
+    def applied(part: list[Callable[[], Any]]) -> list[Mapping[str, Any]]:
+        facts = []
+        for one in part:
+            block.steady()
+            facts.append(one())
+        return facts
+
+    if before is None:
+        return applied(apply)
+    kept = _Kept(block.module)
+    facts = applied(apply)
+    if _changed(block, before) is None:
+        return facts
+    kept.restore()
+    facts = []
+    for group, one in zip(groups, apply, strict=True):
+        before, kept = block.run(0), _Kept(block.module)
+        facts += applied([one])
+        if (error := _changed(block, before)) is not None:
+            kept.restore()
+            raise ModelError(
+                f"{type(transform).__name__} changed the function of {group.name} (relative error {error:.2g}): "
+                f"another layer reads {group.producer or 'its input'} or {block.name} is not as its architecture says"
+            )
+    return facts
+
+
+def _changed(block: Block, before: Tensor) -> float | None:
+    """Return the relative error of the block's output beside what it was, None where rounding explains it."""
 
     def run() -> Tensor:
         return live(block.run(0), block.masks[0])
 
     error = relative_error(live(before, block.masks[0]), run())
-    if not error <= TOLERANCE.get(before.dtype, 1e-2) and not error <= rounding_error(block.module, run):
-        for name, layer in group.consumers.items():
-            layer.before = changes[name]
-        block.module.load_state_dict(kept, strict=False)
-        raise ModelError(
-            f"{type(transform).__name__} changed the function of {group.name} (relative error {error:.2g}): "
-            f"another layer reads {group.producer or 'its input'} or {block.name} is not as its architecture says"
-        )
-    return facts
+    fine = error <= TOLERANCE.get(before.dtype, 1e-2) or error <= rounding_error(block.module, run)
+    return None if fine else error
+
+
+class _Kept:
+    """A block as it is, to come back to: its modules, their attributes, the values of their tensors."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._modules = [(m, *_attributes(m)) for m in module.modules()]
+        self._values = [(t, t.detach().clone()) for t in (*module.parameters(), *module.buffers())]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Undo what was done since."""
+        for module, plain, held in self._modules:
+            for name in _attributes(module)[0].keys() - plain.keys():
+                delattr(module, name)
+            vars(module).update(plain)
+            for now, was in zip((module._modules, module._parameters, module._buffers), held, strict=True):
+                now.clear()  # the dictionary stays: hooks and names hold on to it
+                now.update(was)
+        for tensor, value in self._values:
+            tensor.copy_(value)
+
+
+def _attributes(module: nn.Module) -> tuple[dict[str, Any], tuple[dict[str, Any], ...]]:
+    """Return a module's own attributes, lists copied, and its modules, parameters and buffers by name."""
+    plain = {k: list(v) if isinstance(v, list) else v for k, v in vars(module).items() if not k.startswith("_")}
+    return plain, (dict(module._modules), dict(module._parameters), dict(module._buffers))
 
 
 def _observe(
@@ -247,12 +295,19 @@ def _observe(
     needs: set[str] | frozenset[str],
     twin: FloatTwin | None = None,
     model: nn.Module | None = None,
-) -> list[LayerStatistics]:
-    """Run the block over the calibration batches and return the statistics of each group's input."""
+    probed: bool = True,
+) -> tuple[list[LayerStatistics], Tensor | None]:
+    """Run the block over the calibration batches.
+
+    Returns the statistics of each group's input, and the block's output on the first batch. Where nobody asks for the
+    probes, later batches run no further than the last group.
+    """
     if not block.count:
-        return [LayerStatistics() for _ in groups]
+        return [LayerStatistics() for _ in groups], None
     collectors = [StatisticsCollector(needs, group.name) for group in groups]
     current: list[Tensor | None] = [None]
+    calls: Counter[str] = Counter()  # of the batch that runs
+    short = False  # every group is called once a batch
 
     def listen(collector: StatisticsCollector, layer: PreparedLinear) -> Any:
         def hook(module: nn.Module, arguments: tuple) -> None:
@@ -263,24 +318,39 @@ def _observe(
             collector.update(x, mask if mask is not None and x.shape[:2] == mask.shape else None)
             if twin is not None:
                 twin.meet(collector.name, arrived, mask)
+            calls[collector.name] += 1
+            if short and len(calls) == len(collectors):
+                raise _Enough
 
         return layer.register_forward_pre_hook(hook)
 
+    output = None
     with ExitStack() as stack:
         for group, collector, context in zip(groups, collectors, contexts, strict=True):
             handle = listen(collector, next(iter(group.consumers.values())))
             stack.callback(handle.remove)
-            stack.enter_context(context.probe.listening())
+            if probed:
+                stack.enter_context(context.probe.listening())
         if twin is not None and model is not None:
             stack.enter_context(twin.watching(model, groups, contexts))
         for b in range(block.count):
+            calls.clear()
             current[0] = block.masks[b]
             if twin is not None:
                 twin.give(b, current[0])
             for context in contexts:
                 context.probe.mask = current[0]
-            block.run(b)
-    return [collector.finish() for collector in collectors]
+            if b:
+                with suppress(_Enough):
+                    block.run(b)
+            else:
+                output = block.run(b)
+                short = not probed and twin is None and len(calls) == len(collectors) == calls.total()
+    return [collector.finish() for collector in collectors], output
+
+
+class _Enough(Exception):
+    """Stops a block whose rest is not needed."""
 
 
 def _groups(model: nn.Module, block: Block, architecture: Architecture) -> list[Group]:
@@ -305,6 +375,11 @@ def _context(model: nn.Module, group: Group, recipe: Recipe, index: int, random_
 def _needs(recipe: Recipe, groups: list[Group]) -> set[str]:
     parts = [part for group in groups for name in group.consumers for part in recipe.parts_for(name, group.role)]
     return {need for part in parts for need in getattr(part, "needs", ())}
+
+
+def _wants_probe(recipe: Recipe, groups: list[Group]) -> bool:
+    """Return whether a solver looks at what the rounding of a whole group does, not only at its inputs."""
+    return any(hasattr(recipe.parts_for(name, g.role)[1], "solve_in") for g in groups for name in g.consumers)
 
 
 @torch.no_grad()

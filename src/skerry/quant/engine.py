@@ -197,7 +197,7 @@ def _make_ready(model: nn.Module, block: str, recipe: Recipe) -> int:
     for name, module in list(model.get_submodule(block).named_modules(prefix=block)):
         if not isinstance(module, nn.Linear):
             continue
-        if not bool(torch.isfinite(module.weight).all()):
+        if not all(bool(torch.isfinite(end)) for end in module.weight.aminmax()):  # NaN comes out of both
             raise ModelError(f"{name}: its weight holds NaN or infinite values; the model file is damaged")
         if not recipe.skips(name):
             model.set_submodule(name, PreparedLinear(module))
