@@ -7,13 +7,13 @@ Radii come from the same loop as the distances to them: a centre lies exactly on
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from skerry.kernels.compiled import njit
-from skerry.kernels.threads import threads_for
+from skerry.kernels.threads import in_parts
 
 __all__ = ["attribute_isolation", "grow_balls", "isolation"]
 
@@ -49,11 +49,10 @@ def _transpose(X, start, size, columns):
             columns[j, i] = X[start + i, j]
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _grow_balls(centres):
-    t, m, d = centres.shape
-    radii, terms = np.zeros((t, m)), np.zeros((t, m))
-    for s in prange(t):
+@njit(cache=True, nogil=True)
+def _grow_balls(centres, radii, terms, first, last):
+    m, d = centres.shape[1:]
+    for s in range(first, last):
         columns, squares = np.zeros((d, BLOCK)), np.empty(BLOCK)
         nearest = np.zeros(m, dtype=np.int64)
         best = np.full(m, np.inf)
@@ -71,7 +70,6 @@ def _grow_balls(centres):
         for a in range(m):
             if 0.0 < radii[s, a] < math.inf:
                 terms[s, a] = 1.0 - radii[s, nearest[a]] / radii[s, a]
-    return radii, terms
 
 
 @njit(cache=True, nogil=True)
@@ -90,25 +88,25 @@ def _largest_square(radius):
 
 
 @njit(cache=True, nogil=True)
+def _largest_squares(radii):
+    found = np.empty(radii.size)
+    for a in range(radii.size):
+        found[a] = _largest_square(radii[a])
+    return found
+
+
 def _by_size(radii):
     """Return each sample's balls, largest first (of equals the last), and their squared radii."""
-    t, m = radii.shape
-    order = np.empty((t, m), dtype=np.int64)
-    reach = np.empty((t, m))
-    for s in range(t):
-        order[s] = np.argsort(radii[s], kind="mergesort")[::-1]
-        for a in range(m):
-            reach[s, a] = _largest_square(radii[s, order[s, a]])
-    return order, reach
+    order = np.argsort(radii, axis=1, kind="stable")[:, ::-1]
+    largest_first = np.take_along_axis(radii, order, axis=1)
+    return np.ascontiguousarray(order), _largest_squares(largest_first.ravel()).reshape(radii.shape)
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _isolation(X, centres, radii, terms):
+@njit(cache=True, nogil=True)
+def _isolation(X, centres, terms, order, reach, out, first, last):
     n, d = X.shape
-    t, m = radii.shape
-    order, reach = _by_size(radii)
-    out = np.empty(n)
-    for block in prange((n + BLOCK - 1) // BLOCK):
+    t, m = order.shape
+    for block in range(first, last):
         start = block * BLOCK
         size = min(BLOCK, n - start)
         columns, squares = np.zeros((d, BLOCK)), np.empty(BLOCK)
@@ -126,16 +124,13 @@ def _isolation(X, centres, radii, terms):
                 total[i] += value[i]
         for i in range(size):
             out[start + i] = total[i] / t
-    return out
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _attribute_isolation(X, centres, radii, terms):
+@njit(cache=True, nogil=True)
+def _attribute_isolation(X, centres, terms, order, reach, out, first, last):
     n, d = X.shape
-    t, m = radii.shape
-    order, reach = _by_size(radii)
-    out = np.zeros((n, d))
-    for block in prange((n + BLOCK - 1) // BLOCK):
+    t, m = order.shape
+    for block in range(first, last):
         start = block * BLOCK
         size = min(BLOCK, n - start)
         columns, squares = np.zeros((d, BLOCK)), np.empty(BLOCK)
@@ -166,7 +161,6 @@ def _attribute_isolation(X, centres, radii, terms):
                     total += parts[j]
                 for j in range(d):
                     out[start + i, j] += value * parts[j] / total
-    return out
 
 
 def _plain(X: NDArray) -> NDArray[np.float64]:
@@ -180,14 +174,17 @@ def grow_balls(centres: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float6
     ``1 - radius of that centre / own radius``. A ball without reach (copies, a sample of one row) or with one that
     overflows has term 0.
     """
-    with threads_for(centres.size * centres.shape[1]):
-        return _grow_balls(_plain(centres))
+    radii, terms = np.zeros(centres.shape[:2]), np.zeros(centres.shape[:2])
+    in_parts(partial(_grow_balls, _plain(centres), radii, terms), len(centres), centres.size * centres.shape[1])
+    return radii, terms
 
 
 def isolation(X: NDArray, centres: NDArray, radii: NDArray, terms: NDArray) -> NDArray[np.float64]:
     """Return the mean isolation of the rows of ``X`` (n, d) over the samples, shape (n,)."""
-    with threads_for(len(X) * centres.size / 4):  # four squares a step
-        return _isolation(_plain(X), _plain(centres), radii, terms)
+    out = np.empty(len(X))
+    run = partial(_isolation, _plain(X), _plain(centres), terms, *_by_size(radii), out)
+    in_parts(run, -(-len(X) // BLOCK), len(X) * centres.size / 4)  # four squares a step
+    return out
 
 
 def attribute_isolation(X: NDArray, centres: NDArray, radii: NDArray, terms: NDArray) -> NDArray[np.float64]:
@@ -195,5 +192,7 @@ def attribute_isolation(X: NDArray, centres: NDArray, radii: NDArray, terms: NDA
 
     A row that no ball covers is compared with the nearest centre; a row on its centre is split evenly.
     """
-    with threads_for(len(X) * centres.size / 4):
-        return _attribute_isolation(_plain(X), _plain(centres), radii, terms)
+    out = np.zeros(X.shape)
+    run = partial(_attribute_isolation, _plain(X), _plain(centres), terms, *_by_size(radii), out)
+    in_parts(run, -(-len(X) // BLOCK), len(X) * centres.size / 4)
+    return out

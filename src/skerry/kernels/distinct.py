@@ -6,11 +6,13 @@ per row and 8 to 16 bytes per row.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from skerry.kernels.compiled import njit
+from skerry.kernels.threads import in_parts
 
 __all__ = ["RowTable", "distinct_rows", "multiplicities"]
 
@@ -23,17 +25,14 @@ def _mix(code):
     return code
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _hash(bits):
-    """Return one code per row of ``bits`` (n, d) uint64; rows that share a code need not be equal."""
-    n, d = bits.shape
-    out = np.empty(n, dtype=np.uint64)
-    for i in prange(n):
+@njit(cache=True, nogil=True)
+def _hash(bits, out, start, stop):
+    d = bits.shape[1]
+    for i in range(start, stop):
         code = np.uint64(d)
         for j in range(d):
             code = _mix((code ^ bits[i, j]) * np.uint64(0xD6E8FEB86659FD93))
         out[i] = code
-    return out
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -69,11 +68,10 @@ def _enter(X, codes, slots):
     return first[:u].copy(), inverse
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _find(Q, codes, rows, row_codes, slots):
+@njit(cache=True, nogil=True)
+def _find(Q, codes, rows, row_codes, slots, out, start, stop):
     mask = np.uint64(slots.size - 1)
-    out = np.empty(Q.shape[0], dtype=np.int64)
-    for i in prange(Q.shape[0]):
+    for i in range(start, stop):
         at = codes[i] & mask
         found = np.int64(-1)
         while True:
@@ -85,6 +83,12 @@ def _find(Q, codes, rows, row_codes, slots):
                 break
             at = (at + np.uint64(1)) & mask
         out[i] = found
+
+
+def _codes(X: NDArray[np.float64]) -> NDArray[np.uint64]:
+    """Return one code per row of ``X`` (n, d); rows that share a code need not be equal."""
+    out = np.empty(len(X), dtype=np.uint64)
+    in_parts(partial(_hash, X.view(np.uint64), out), len(X), 4 * X.size)
     return out
 
 
@@ -116,7 +120,7 @@ class RowTable:
 
     def __init__(self, X: NDArray) -> None:
         X = _plain(X)
-        codes = _hash(X.view(np.uint64))
+        codes = _codes(X)
         size = 1 << max(4, int(2 * X.shape[0] - 1).bit_length())  # at most half full
         self._slots = np.full(size, -1, dtype=np.int32 if X.shape[0] < 1 << 31 else np.int64)
         first, self.inverse = _enter(X, codes, self._slots)
@@ -127,7 +131,9 @@ class RowTable:
     def find(self, Q: NDArray) -> NDArray[np.int64]:
         """Return for each row of ``Q`` (m, d) the number of the equal row in ``rows``, or -1."""
         Q = _plain(Q)
-        return _find(Q, _hash(Q.view(np.uint64)), self.rows, self._codes, self._slots)
+        out = np.empty(len(Q), dtype=np.int64)
+        in_parts(partial(_find, Q, _codes(Q), self.rows, self._codes, self._slots, out), len(Q), 4 * Q.size)
+        return out
 
 
 def distinct_rows(X: NDArray) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:

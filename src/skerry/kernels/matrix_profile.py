@@ -8,12 +8,13 @@ so that rounding (of one huge value, say) does not travel.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from skerry.kernels.compiled import njit
-from skerry.kernels.threads import threads_for
+from skerry.kernels.threads import in_parts
 
 __all__ = ["join_profile", "self_profile", "window_moments"]
 
@@ -108,11 +109,11 @@ def _walk(a, ma, va, fa, ga, b, mb, vb, fb, gb, window, k, lanes, columns, colum
                         row_at[i] = base + lane
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _all(a, ma, va, fa, ga, b, mb, vb, fb, gb, window, first, columns, column_at, rows, row_at, update):
+@njit(cache=True, nogil=True)
+def _all(a, ma, va, fa, ga, b, mb, vb, fb, gb, window, first, columns, column_at, rows, row_at, update, begin, stop):
     diagonals = vb.size - first
     blocks = (diagonals + LANES - 1) // LANES
-    for part in prange(PARTS):
+    for part in range(begin, stop):
         for block in range(part, blocks, PARTS):
             k = first + block * LANES
             _walk(
@@ -152,8 +153,7 @@ def self_profile(x: NDArray[np.float64], window: int, exclude: int) -> tuple[NDA
     best, at = np.zeros((PARTS, n)), np.full((PARTS, n), -1, dtype=np.int64)
     if n > exclude + 1:
         side = (x, mean, inverse, *_steps(x, mean, window))
-        with threads_for(n * n / 8):
-            _all(*side, *side, window, exclude + 1, best, at, best, at, 3)
+        in_parts(partial(_all, *side, *side, window, exclude + 1, best, at, best, at, 3), PARTS, n * n / 8)
     correlation, position = _joined(best, at)
     _match_constant(correlation, position, inverse, inverse, exclude)
     return correlation, position
@@ -168,10 +168,10 @@ def join_profile(
     best, at = np.zeros((PARTS, len(mx))), np.full((PARTS, len(mx)), -1, dtype=np.int64)
     none, nowhere = np.zeros((PARTS, 1)), np.zeros((PARTS, 1), dtype=np.int64)
     mine, other = (x, mx, vx, *_steps(x, mx, window)), (reference, mr, vr, *_steps(reference, mr, window))
-    with threads_for(len(mx) * len(mr) / 4):
-        _all(*other, *mine, window, 0, best, at, none, nowhere, 1)
-        if len(mr) > 1:
-            _all(*mine, *other, window, 1, none, nowhere, best, at, 2)
+    work = len(mx) * len(mr) / 4
+    in_parts(partial(_all, *other, *mine, window, 0, best, at, none, nowhere, 1), PARTS, work)
+    if len(mr) > 1:
+        in_parts(partial(_all, *mine, *other, window, 1, none, nowhere, best, at, 2), PARTS, work)
     correlation, position = _joined(best, at)
     _match_constant(correlation, position, vx, vr, -1)
     return correlation, position

@@ -14,13 +14,15 @@ at most delta + u |w|. The products and sums of p terms add at most (p + 6) u (|
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Any
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from skerry.kernels.compiled import njit
 from skerry.kernels.selection import kth_smallest
+from skerry.kernels.threads import in_parts
 
 __all__ = ["GROUP", "LANES", "PARTS", "TILE", "aligned", "scratch", "search_others", "search_self", "squared_distances"]
 
@@ -30,6 +32,7 @@ CHUNK = 64  # columns whose test is one comparison
 GROUP = 8  # coordinates multiplied at once
 EPS = 6.0e-8  # unit round-off of float32, rounded up
 PARTS = 32  # shares of the work, whatever the number of threads
+VECTOR = 8  # multiplications of a step
 FAR = 1e15  # squares of larger figures leave float32
 FAST = {"nnan", "reassoc", "nsz", "contract"}
 
@@ -44,14 +47,17 @@ def gap(X, i, Y, t):
     return total
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def squared_distances(Q, rows, numbers):
-    """Return squared distances (m, k) of the rows of ``Q`` (m, d) to ``rows[numbers]``, as the search sums them."""
-    m, k = numbers.shape
-    out = np.empty((m, k))
-    for i in prange(m):
-        for c in range(k):
+@njit(cache=True, nogil=True)
+def _squared_distances(Q, rows, numbers, out, start, stop):
+    for i in range(start, stop):
+        for c in range(numbers.shape[1]):
             out[i, c] = gap(Q, i, rows, numbers[i, c])
+
+
+def squared_distances(Q: NDArray, rows: NDArray, numbers: NDArray) -> NDArray[np.float64]:
+    """Return squared distances (m, k) of the rows of ``Q`` (m, d) to ``rows[numbers]``, as the search sums them."""
+    out = np.empty(numbers.shape)
+    in_parts(partial(_squared_distances, Q, rows, numbers, out), len(Q), numbers.size * Q.shape[1])
     return out
 
 
@@ -289,83 +295,92 @@ def scratch(lines: int, parts: int = PARTS) -> tuple[NDArray, ...]:
     )
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def search_self(
-    X, k, order, first, cols, centre, scale, radius, half, place, head, haze,
-    V, W, out, norms, gaps, tests, ids,
+@njit(cache=True, nogil=True)
+def _round(
+    r, shares, X, order, first, cols, centre, scale, radius, half, place, head, haze,
+    V, W, out, norms, gaps, tests, ids, top_d, top_i, reach, start, stop,
 ):  # fmt: skip
+    """Let some of the shares meet their partner of round ``r``."""
+    n_blocks = first.size - 1
+    held = (n_blocks + shares - 1) // shares  # blocks of a share
+    steps, high = 1, 1
+    while steps < held:
+        steps *= 2
+    while 2 * high <= r:
+        high *= 2
+    for p in range(start, stop):
+        i = p * 13 % shares if r == 0 else p * 13 % (shares // 2)  # neighbours in work to different threads
+        left = i if r == 0 else i // high * 2 * high + i % high  # r's highest bit is not set in it
+        right = left ^ r
+        for q in range(steps):
+            for x in range(held):
+                y = x ^ q
+                a, b = left * held + x, right * held + y
+                if y >= held or max(a, b) >= n_blocks or (r == 0 and y < x):
+                    continue
+                _pair(
+                    a, b, a != b, X, order, first, cols, centre, scale, radius,
+                    X, order, first, cols, centre, scale, radius, half, place, head, haze,
+                    top_d, top_i, reach, V[p], W[p], out[p], norms[p], gaps[p], tests[p], ids[p],
+                )  # fmt: skip
+
+
+def search_self(X: NDArray, k: int, *state: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return (distances, numbers), each (u, k): for every row of ``X`` (u, d) the k nearest rows, itself included.
 
-    The remaining arguments are :class:`skerry.kernels.neighbour_blocks.Blocks`, its axes and :func:`scratch`. Blocks
-    lie in at most 32 shares; in round r share s meets share s xor r, so that no two threads ever write to one list,
-    and what was cut apart last meets first.
+    ``state`` is :class:`skerry.kernels.neighbour_blocks.Blocks`, its axes and :func:`scratch`. Blocks lie in at most
+    32 shares; in round r share s meets share s xor r, so that no two threads ever write to one list, and what was cut
+    apart last meets first.
     """
-    u, n_blocks = X.shape[0], first.size - 1
-    top_d = np.full((u, k), np.inf)
-    top_i = np.full((u, k), u)
-    reach = np.full(u, np.inf)
+    lists = _empty_lists(len(X), k, len(X))
+    n_blocks, lines = state[1].size - 1, state[2].shape[1]
     shares = 2
     while shares < min(n_blocks, PARTS):
         shares *= 2
-    held = (n_blocks + shares - 1) // shares  # blocks of a share
-    steps = 1
-    while steps < held:
-        steps *= 2
+    work = len(X) ** 2 * lines / (2 * VECTOR * shares)
     for r in range(shares):
-        high = 1
-        while 2 * high <= r:
-            high *= 2
-        for p in prange(shares if r == 0 else shares // 2):
-            i = p * 13 % shares if r == 0 else p * 13 % (shares // 2)  # neighbours in work to different threads
-            left = i if r == 0 else i // high * 2 * high + i % high  # r's highest bit is not set in it
-            right = left ^ r
-            for q in range(steps):
-                for x in range(held):
-                    y = x ^ q
-                    a, b = left * held + x, right * held + y
-                    if y >= held or max(a, b) >= n_blocks or (r == 0 and y < x):
-                        continue
-                    _pair(
-                        a, b, a != b, X, order, first, cols, centre, scale, radius,
-                        X, order, first, cols, centre, scale, radius, half, place, head, haze,
-                        top_d, top_i, reach, V[p], W[p], out[p], norms[p], gaps[p], tests[p], ids[p],
-                    )  # fmt: skip
-    for i in prange(u):
-        for c in range(k):
-            top_d[i, c] = math.sqrt(top_d[i, c])
-    return top_d, top_i
+        in_parts(partial(_round, r, shares, X, *state, *lists), shares if r == 0 else shares // 2, work)
+    return np.sqrt(lists[0]), lists[1]
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def search_others(
-    Q, k, q_order, q_first, q_cols, q_centre, q_scale, q_radius,
+@njit(cache=True, nogil=True)
+def _some_queries(
+    Q, q_order, q_first, q_cols, q_centre, q_scale, q_radius, nearest, work,
     X, order, first, cols, centre, scale, radius, half, place, head, haze,
-    V, W, out, norms, gaps, tests, ids,
+    V, W, out, norms, gaps, tests, ids, top_d, top_i, reach, start, stop,
 ):  # fmt: skip
-    """Return (distances, numbers, work) for every row of ``Q`` (m, d): the k nearest rows of ``X`` (u, d).
-
-    ``work`` (blocks of Q,) counts multiplications.
-    """
-    m, n_blocks, n_queries = Q.shape[0], first.size - 1, q_first.size - 1
-    top_d = np.full((m, k), np.inf)
-    top_i = np.full((m, k), X.shape[0])
-    reach = np.full(m, np.inf)
-    work = np.zeros(n_queries, dtype=np.int64)
-    parts = V.shape[0]
-    for p in prange(parts):
-        distance = np.empty(n_blocks)
-        for a in range(p, n_queries, parts):
-            for b in range(n_blocks):
-                distance[b] = gap(q_centre, a, centre, b)
-            for b in np.argsort(distance):
+    n_queries, n_blocks = nearest.shape
+    both = n_blocks < 0  # never; numba would compile another _pair for the constant False
+    for p in range(start, stop):
+        for a in range(p, n_queries, len(V)):
+            for at in range(n_blocks):
                 work[a] += _pair(
-                    a, b, False, Q, q_order, q_first, q_cols, q_centre, q_scale, q_radius,
+                    a, nearest[a, at], both, Q, q_order, q_first, q_cols, q_centre, q_scale, q_radius,
                     X, order, first, cols, centre, scale, radius, half,
                     place, head, haze, top_d, top_i, reach,
                     V[p], W[p], out[p], norms[p], gaps[p], tests[p], ids[p],
                 )  # fmt: skip
-            work[a] += n_blocks * centre.shape[1]
-    for i in prange(m):
-        for c in range(k):
-            top_d[i, c] = math.sqrt(top_d[i, c])
-    return top_d, top_i, work
+
+
+def search_others(
+    Q: NDArray, k: int, queries: tuple[NDArray, ...], X: NDArray, *state: Any
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return (distances, numbers, work) for every row of ``Q`` (m, d): the k nearest rows of ``X`` (u, d).
+
+    ``queries`` is what :meth:`skerry.kernels.neighbour_blocks.Blocks.as_queries` gives of the rows that ask, ``state``
+    as in :func:`search_self`; ``work`` (blocks of Q,) counts multiplications.
+    """
+    lists = _empty_lists(len(Q), k, len(X))
+    centre, lines, parts = state[3], state[2].shape[1], len(state[10])
+    nearest = np.empty((len(queries[3]), len(centre)), dtype=np.int64)
+    for a, asking in enumerate(queries[3]):  # the nearest blocks first: the lists fill, and rule out the rest
+        nearest[a] = np.argsort(((centre - asking) ** 2).sum(axis=1), kind="stable")
+    work = np.full(len(nearest), centre.size, dtype=np.int64)
+    run = partial(_some_queries, Q, *queries, nearest, work, X, *state, *lists)
+    in_parts(run, parts, len(Q) * len(X) * lines / VECTOR)
+    return np.sqrt(lists[0]), lists[1], work
+
+
+def _empty_lists(m: int, k: int, nobody: int) -> tuple[NDArray, NDArray, NDArray]:
+    """Return squared distances and numbers (m, k), and the distance to the last of each list."""
+    return np.full((m, k), np.inf), np.full((m, k), nobody), np.full(m, np.inf)

@@ -15,7 +15,6 @@ from scipy.spatial import cKDTree
 from skerry.kernels import neighbour_tiles as tiles
 from skerry.kernels.distinct import RowTable, distinct_rows, multiplicities
 from skerry.kernels.neighbour_blocks import cut_blocks, find_axes
-from skerry.kernels.threads import threads_for
 
 __all__ = ["NeighbourIndex", "RowTable", "distinct_rows", "multiplicities"]
 
@@ -85,7 +84,7 @@ class NeighbourIndex:
     def _search(self, Q: NDArray, k: int) -> tuple[NDArray, NDArray, NDArray]:
         queries = cut_blocks(Q, self._axes)
         parts = min(tiles.PARTS, queries.first.size - 1)
-        return tiles.search_others(Q, k, *queries.as_queries(), self._rows, *self._state(parts))
+        return tiles.search_others(Q, k, queries.as_queries(), self._rows, *self._state(parts))
 
     def query(self, Q: NDArray, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Return distances and row numbers of the ``min(k, u)`` nearest rows, nearest first.
@@ -120,8 +119,7 @@ class NeighbourIndex:
         width = min(width, self.n_rows)
         near, numbers = self._tree.query(Q, k=np.arange(1, width + 1), workers=numba.get_num_threads())
         tied = np.flatnonzero(near[:, -1] <= near[:, k - 1] * TIE)
-        with threads_for(numbers.size * Q.shape[1]):
-            squares = tiles.squared_distances(Q, self._rows, numbers)
+        squares = tiles.squared_distances(Q, self._rows, numbers)
         loose = np.flatnonzero((squares[:, 1:] <= squares[:, :-1]).any(axis=1))  # equal, or in another order
         if loose.size:
             order = np.lexsort((numbers[loose], squares[loose]))

@@ -8,13 +8,13 @@ run in one order, so they depend neither on the rows beside it nor on the kernel
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from skerry.kernels.compiled import njit
-from skerry.kernels.threads import threads_for
+from skerry.kernels.threads import in_parts
 
 __all__ = ["projection_contrasts", "projection_counts", "projection_range", "projection_scores"]
 
@@ -49,12 +49,11 @@ def _extremes(z, size):
     return low, high
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _projection_range(X, columns, weights):
+@njit(cache=True, nogil=True)
+def _projection_range(X, columns, weights, lows, highs, begin, stop):
     n, d = X.shape
     k = columns.shape[0]
-    lows, highs = np.full((N_PARTS, k), np.inf), np.full((N_PARTS, k), -np.inf)
-    for part in prange(N_PARTS):
+    for part in range(begin, stop):
         block, z = np.zeros((d, BLOCK)), np.empty(BLOCK)
         last = (part + 1) * n // N_PARTS
         for start in range(part * n // N_PARTS, last, BLOCK):
@@ -65,10 +64,6 @@ def _projection_range(X, columns, weights):
                 low, high = _extremes(z, size)
                 lows[part, p] = min(lows[part, p], low)
                 highs[part, p] = max(highs[part, p], high)
-    low, high = lows[0].copy(), highs[0].copy()
-    for part in range(1, N_PARTS):
-        low, high = np.minimum(low, lows[part]), np.maximum(high, highs[part])
-    return low, high
 
 
 @njit(cache=True, nogil=True)
@@ -79,12 +74,12 @@ def _bins(z, low, per_unit, last, out):
         out[i] = np.int32(at if at < last else last)
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _projection_counts(X, columns, weights, low, per_unit, n_bins):
+@njit(cache=True, nogil=True)
+def _projection_counts(X, columns, weights, low, per_unit, n_bins, counts, begin, stop):
     n, d = X.shape
-    k, most = columns.shape[0], n_bins.max()
-    counts = np.zeros((N_PARTS, k * most), dtype=np.int64)
-    for part in prange(N_PARTS):
+    k = columns.shape[0]
+    most = counts.shape[1] // k
+    for part in range(begin, stop):
         own = counts[part]
         block, z, at = np.zeros((d, BLOCK)), np.empty(BLOCK), np.empty(BLOCK, dtype=np.int32)
         last = (part + 1) * n // N_PARTS
@@ -96,7 +91,6 @@ def _projection_counts(X, columns, weights, low, per_unit, n_bins):
                 _bins(z, low[p], per_unit[p], n_bins[p] - 1.0, at)
                 for i in range(size):
                     own[np.uint64(p * most + at[i])] += 1
-    return counts.sum(axis=0).reshape(k, most)
 
 
 @njit(cache=True, nogil=True)
@@ -116,13 +110,12 @@ def _terms(z, size, p, low, high, per_unit, n_bins, flat, most, empty, at, out):
             out[i] = flat[np.uint64(p * most + at[i])]
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _projection_scores(X, columns, weights, low, high, per_unit, n_bins, terms, empty):
+@njit(cache=True, nogil=True)
+def _projection_scores(X, columns, weights, low, high, per_unit, n_bins, flat, empty, out, begin, stop):
     n, d = X.shape
-    k, most = terms.shape
-    flat = terms.reshape(k * most)
-    out = np.empty(n)
-    for b in prange((n + BLOCK - 1) // BLOCK):
+    k = columns.shape[0]
+    most = flat.size // k
+    for b in range(begin, stop):
         start = b * BLOCK
         size = min(BLOCK, n - start)
         block, z, at = np.zeros((d, BLOCK)), np.empty(BLOCK), np.empty(BLOCK, dtype=np.int32)
@@ -135,20 +128,14 @@ def _projection_scores(X, columns, weights, low, high, per_unit, n_bins, terms, 
                 total[i] += term[i]
         for i in range(size):
             out[start + i] = total[i]
-    return out
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _projection_contrasts(X, columns, weights, low, high, per_unit, n_bins, terms, empty):
+@njit(cache=True, nogil=True)
+def _projection_contrasts(X, columns, weights, low, high, per_unit, n_bins, flat, empty, within, out, begin, stop):
     n, d = X.shape
-    k, most = terms.shape
-    flat = terms.reshape(k * most)
-    within = np.zeros(d)
-    for p in range(k):
-        for j in range(columns.shape[1]):
-            within[columns[p, j]] += 1.0
-    out = np.empty((n, d))
-    for b in prange((n + BLOCK - 1) // BLOCK):
+    k = columns.shape[0]
+    most = flat.size // k
+    for b in range(begin, stop):
         start = b * BLOCK
         size = min(BLOCK, n - start)
         block, z, at = np.zeros((d, BLOCK)), np.empty(BLOCK), np.empty(BLOCK, dtype=np.int32)
@@ -160,7 +147,8 @@ def _projection_contrasts(X, columns, weights, low, high, per_unit, n_bins, term
             _along(block, columns, weights, p, z)
             _terms(z, size, p, low, high, per_unit, n_bins, flat, most, empty, at, term)
             if p == 0:
-                first[:] = term
+                for i in range(BLOCK):
+                    first[i] = term[i]
             for i in range(BLOCK):
                 term[i] -= first[i]  # keeps the differences of squares below accurate
                 whole[i] += term[i]
@@ -177,7 +165,6 @@ def _projection_contrasts(X, columns, weights, low, high, per_unit, n_bins, term
                 error_a = max(squares[j, i] / a - mean_a * mean_a, 0.0) / (a - 1.0)
                 error_c = max((all_squares[i] - squares[j, i]) / c - mean_c * mean_c, 0.0) / (c - 1.0)
                 out[start + i, j] = (mean_a - mean_c) / math.sqrt(max(error_a + error_c, 1e-12))
-    return out
 
 
 def projection_range(X: NDArray, columns: NDArray, weights: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -190,16 +177,20 @@ def projection_range(X: NDArray, columns: NDArray, weights: NDArray) -> tuple[ND
     weights : ndarray of shape (k, m), float64
         The projection on direction p is ``sum_j weights[p, j] * X[:, columns[p, j]]``.
     """
-    with threads_for(len(X) * weights.size):
-        return _projection_range(np.ascontiguousarray(X), columns, weights)
+    lows, highs = np.full((N_PARTS, len(columns)), np.inf), np.full((N_PARTS, len(columns)), -np.inf)
+    run = partial(_projection_range, np.ascontiguousarray(X), columns, weights, lows, highs)
+    in_parts(run, N_PARTS, len(X) * weights.size)
+    return lows.min(axis=0), highs.max(axis=0)
 
 
 def projection_counts(
     X: NDArray, columns: NDArray, weights: NDArray, low: NDArray, per_unit: NDArray, n_bins: NDArray
 ) -> NDArray[np.int64]:
     """Return counts (k, max(n_bins)); a projection falls in bin ``(z - low) * per_unit``, clipped."""
-    with threads_for(len(X) * weights.size):
-        return _projection_counts(np.ascontiguousarray(X), columns, weights, low, per_unit, n_bins)
+    counts = np.zeros((N_PARTS, len(columns) * n_bins.max()), dtype=np.int64)
+    run = partial(_projection_counts, np.ascontiguousarray(X), columns, weights, low, per_unit, n_bins, counts)
+    in_parts(run, N_PARTS, len(X) * weights.size)
+    return counts.sum(axis=0).reshape(len(columns), -1)
 
 
 def projection_scores(
@@ -210,8 +201,10 @@ def projection_scores(
 
     Outside [low, high] the term is ``empty + log(1 + distance in bins)``.
     """
-    with threads_for(len(X) * weights.size):
-        return _projection_scores(np.ascontiguousarray(X), columns, weights, low, high, per_unit, n_bins, terms, empty)
+    X, flat, out = np.ascontiguousarray(X), np.ascontiguousarray(terms).ravel(), np.empty(len(X))
+    run = partial(_projection_scores, X, columns, weights, low, high, per_unit, n_bins, flat, empty, out)
+    in_parts(run, -(-len(X) // BLOCK), len(X) * weights.size)
+    return out
 
 
 def projection_contrasts(
@@ -222,7 +215,8 @@ def projection_contrasts(
 
     The terms are those that :func:`projection_scores` sums; every column needs two directions on each side.
     """
-    with threads_for(len(X) * weights.size):
-        return _projection_contrasts(
-            np.ascontiguousarray(X), columns, weights, low, high, per_unit, n_bins, terms, empty
-        )
+    X, flat, out = np.ascontiguousarray(X), np.ascontiguousarray(terms).ravel(), np.empty(X.shape)
+    within = np.bincount(columns.ravel(), minlength=X.shape[1]).astype(np.float64)
+    run = partial(_projection_contrasts, X, columns, weights, low, high, per_unit, n_bins, flat, empty, within, out)
+    in_parts(run, -(-len(X) // BLOCK), len(X) * weights.size)
+    return out

@@ -11,18 +11,18 @@ library that multiplies may round as it likes.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from skerry.kernels.compiled import njit
 from skerry.kernels.selection import kth_smallest
-from skerry.kernels.threads import threads_for
+from skerry.kernels.threads import in_parts
 
 __all__ = ["kth_reference_distance", "reference_column_squares"]
 
-BLOCK = 128  # rows that share their work space
-FEW = 8  # rows that are not worth a second thread
+FEW = 8  # rows that are not worth a product
 GROUP = 8  # distances of which the least stands for all
 WIDE = 64  # columns from which the product pays
 PRODUCT_ROWS = 1024  # rows of one product
@@ -51,7 +51,8 @@ def _kth(squared, k, least, kept):
     m, groups = squared.size, squared.size // GROUP
     if 2 * k > groups:
         return kth_smallest(squared, m, k)
-    least[:groups] = squared[:groups]
+    for q in range(groups):
+        least[q] = squared[q]
     for t in range(1, GROUP):
         for q in range(groups):
             v = squared[t * groups + q]
@@ -87,7 +88,7 @@ def _squares(X, i, transposed, out):
 
 
 @njit(cache=True, nogil=True)
-def _kth_of_rows(X, transposed, k, start, stop, out):
+def _kth_of_rows(X, transposed, k, out, start, stop):
     m = transposed.shape[1]
     squared, least, kept = np.empty(m), np.empty(m), np.empty(m + 1)
     for i in range(start, stop):
@@ -95,17 +96,8 @@ def _kth_of_rows(X, transposed, k, start, stop, out):
         out[i] = np.sqrt(_kth(squared, k, least, kept))
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _kth_distance(X, transposed, k):
-    n = X.shape[0]
-    out = np.empty(n)
-    for block in prange((n + BLOCK - 1) // BLOCK):
-        _kth_of_rows(X, transposed, k, block * BLOCK, min(n, (block + 1) * BLOCK), out)
-    return out
-
-
 @njit(cache=True, nogil=True)
-def _refined_rows(X, products, reference, transposed, own, k, start, stop, out):
+def _refined(X, products, reference, transposed, own, k, out, start, stop):
     d, m = transposed.shape
     squared, copy, least, kept = np.empty(m), np.empty(m), np.empty(m), np.empty(m + 1)
     largest = np.sqrt(own.max())
@@ -119,7 +111,8 @@ def _refined_rows(X, products, reference, transposed, own, k, start, stop, out):
             total += squared[r]
         near = m
         if np.isfinite(total):
-            copy[:] = squared
+            for r in range(m):
+                copy[r] = squared[r]
             # order statistics move by no more than their values do
             norm = np.sqrt(size)
             reach = 2.0 * (slack * norm * largest + 1e-12 * (size + largest * largest))
@@ -142,14 +135,6 @@ def _refined_rows(X, products, reference, transposed, own, k, start, stop, out):
         out[i] = np.sqrt(_by_rank(copy, near, k - below))
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _refined(X, products, reference, transposed, own, k, out):
-    n = X.shape[0]
-    for block in prange((n + BLOCK - 1) // BLOCK):
-        start, stop = block * BLOCK, min(n, (block + 1) * BLOCK)
-        _refined_rows(X, products, reference, transposed, own, k, start, stop, out)
-
-
 def _by_products(X, reference, transposed, k):
     out = np.empty(len(X))
     reference = np.ascontiguousarray(reference)
@@ -158,37 +143,35 @@ def _by_products(X, reference, transposed, k):
         for start in range(0, len(X), PRODUCT_ROWS):
             rows = X[start : start + PRODUCT_ROWS]
             products = rows.astype(np.float32) @ single
-            with threads_for(rows.size + 4 * products.size):
-                _refined(rows, products, reference, transposed, own, k, out[start : start + PRODUCT_ROWS])
+            part = out[start : start + PRODUCT_ROWS]
+            refine = partial(_refined, rows, products, reference, transposed, own, k, part)
+            in_parts(refine, len(rows), rows.size + 4 * products.size)
     return out
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _column_squares(X, reference, transposed, k):
-    n, d = X.shape
-    m = reference.shape[0]
-    out = np.zeros((n, d))
-    for block in prange((n + BLOCK - 1) // BLOCK):
-        squared, copy, least, kept = np.empty(m), np.empty(m), np.empty(m), np.empty(m + 1)
-        for i in range(block * BLOCK, min(n, (block + 1) * BLOCK)):
-            _squares(X, i, transposed, squared)
-            copy[:] = squared
-            bound = _kth(copy, k, least, kept)
-            ties = k  # of those exactly at the bound, how many still count
-            for r in range(m):
-                ties -= squared[r] < bound
-            for r in range(m):
-                near = squared[r] < bound
-                if squared[r] == bound and ties > 0:
-                    near = True
-                    ties -= 1
-                if near:
-                    for j in range(d):
-                        gap = X[i, j] - reference[r, j]
-                        out[i, j] += gap * gap
-            for j in range(d):
-                out[i, j] /= k
-    return out
+@njit(cache=True, nogil=True)
+def _column_squares(X, reference, transposed, k, out, start, stop):
+    m, d = reference.shape
+    squared, copy, least, kept = np.empty(m), np.empty(m), np.empty(m), np.empty(m + 1)
+    for i in range(start, stop):
+        _squares(X, i, transposed, squared)
+        for r in range(m):  # an assignment of slices takes numba seconds to compile: it can fail in words
+            copy[r] = squared[r]
+        bound = _kth(copy, k, least, kept)
+        ties = k  # of those exactly at the bound, how many still count
+        for r in range(m):
+            ties -= squared[r] < bound
+        for r in range(m):
+            near = squared[r] < bound
+            if squared[r] == bound and ties > 0:
+                near = True
+                ties -= 1
+            if near:
+                for j in range(d):
+                    gap = X[i, j] - reference[r, j]
+                    out[i, j] += gap * gap
+        for j in range(d):
+            out[i, j] /= k
 
 
 def kth_reference_distance(X: NDArray[np.float64], reference: NDArray[np.float64], k: int) -> NDArray[np.float64]:
@@ -200,14 +183,11 @@ def kth_reference_distance(X: NDArray[np.float64], reference: NDArray[np.float64
     array([2.])
     """
     X, transposed = np.ascontiguousarray(X), np.ascontiguousarray(reference.T)
-    if len(X) <= FEW:
-        out = np.empty(len(X))
-        _kth_of_rows(X, transposed, k, 0, len(X), out)
-        return out
-    if X.shape[1] >= WIDE:
+    if X.shape[1] >= WIDE and len(X) > FEW:
         return _by_products(X, reference, transposed, k)
-    with threads_for(X.size * len(reference) / 4):  # four squares a step
-        return _kth_distance(X, transposed, k)
+    out = np.empty(len(X))
+    in_parts(partial(_kth_of_rows, X, transposed, k, out), len(X), X.size * len(reference) / 4)  # four squares a step
+    return out
 
 
 def reference_column_squares(X: NDArray[np.float64], reference: NDArray[np.float64], k: int) -> NDArray[np.float64]:
@@ -218,6 +198,7 @@ def reference_column_squares(X: NDArray[np.float64], reference: NDArray[np.float
     >>> reference_column_squares(np.array([[0.0, 0.0]]), np.array([[3.0, 0.0], [1.0, 2.0], [9.0, 9.0]]), 2)
     array([[5., 2.]])
     """
-    with threads_for(X.size * len(reference) / 4):
-        rows = np.ascontiguousarray(reference)
-        return _column_squares(np.ascontiguousarray(X), rows, np.ascontiguousarray(rows.T), k)
+    rows, out = np.ascontiguousarray(reference), np.zeros(X.shape)
+    run = partial(_column_squares, np.ascontiguousarray(X), rows, np.ascontiguousarray(rows.T), k, out)
+    in_parts(run, len(X), X.size * len(reference) / 4)
+    return out

@@ -10,13 +10,13 @@ within 1 +- 0.001.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from skerry.kernels.compiled import njit
-from skerry.kernels.threads import threads_for
+from skerry.kernels.threads import in_parts
 
 __all__ = ["RANK_STEP", "TailTable", "explain_tails", "fit_tails", "score_tails", "tail_terms"]
 
@@ -178,14 +178,11 @@ def _terms(z, j, knots, first, left, right, cells, origin, per_unit, scale):
     return np.float64(left[at]), np.float64(right[at])
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _score(X, use_right, rule, knots, first, left, right, cells, origin, per_unit, scale):
-    n, d = X.shape
-    out = np.empty(n)
-    n_blocks = (n + BLOCK_ROWS - 1) // BLOCK_ROWS
-    for block in prange(n_blocks):
-        start = block * BLOCK_ROWS
-        rows = min(BLOCK_ROWS, n - start)
+@njit(cache=True, nogil=True)
+def _score(X, use_right, rule, knots, first, left, right, cells, origin, per_unit, scale, out, begin, stop):
+    d = X.shape[1]
+    for start in range(begin, stop, BLOCK_ROWS):
+        rows = min(BLOCK_ROWS, stop - start)
         sums = np.zeros((3, rows))
         for j in range(d):  # a column's table stays in cache for a whole block
             chosen_right = use_right[j]
@@ -204,19 +201,15 @@ def _score(X, use_right, rule, knots, first, left, right, cells, origin, per_uni
                     sums[0, i] += max(0.5 * (lo + hi), chosen)
         for i in range(rows):
             out[start + i] = max(sums[0, i], sums[1, i], sums[2, i])
-    return out
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _all_terms(X, knots, first, left, right, cells, origin, per_unit, scale):
-    n, d = X.shape
-    lows, highs = np.empty((n, d)), np.empty((n, d))
-    for i in prange(n):
-        for j in range(d):
+@njit(cache=True, nogil=True)
+def _all_terms(X, knots, first, left, right, cells, origin, per_unit, scale, lows, highs, start, stop):
+    for i in range(start, stop):
+        for j in range(X.shape[1]):
             lows[i, j], highs[i, j] = _terms(
                 np.float64(X[i, j]), j, knots, first, left, right, cells, origin, per_unit, scale
             )
-    return lows, highs
 
 
 def score_tails(X: NDArray, table: TailTable, use_right: NDArray[np.bool_], rule: int) -> NDArray[np.float64]:
@@ -236,14 +229,16 @@ def score_tails(X: NDArray, table: TailTable, use_right: NDArray[np.bool_], rule
     -------
     ndarray of shape (n,), float64
     """
-    with threads_for(8 * X.size):
-        return _score(np.ascontiguousarray(X), use_right, np.int64(rule), *table.arrays())
+    X, out = np.ascontiguousarray(X), np.empty(len(X))
+    in_parts(partial(_score, X, use_right, np.int64(rule), *table.arrays(), out), len(X), 8 * X.size)
+    return out
 
 
 def tail_terms(X: NDArray, table: TailTable) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return ``-log P(X <= z)`` and ``-log P(X >= z)`` of every value, each of shape (n, d), float64."""
-    with threads_for(8 * X.size):
-        return _all_terms(np.ascontiguousarray(X), *table.arrays())
+    X, lows, highs = np.ascontiguousarray(X), np.empty(X.shape), np.empty(X.shape)
+    in_parts(partial(_all_terms, X, *table.arrays(), lows, highs), len(X), 8 * X.size)
+    return lows, highs
 
 
 def explain_tails(X: NDArray, table: TailTable, use_right: NDArray[np.bool_], rule: int) -> NDArray[np.float64]:

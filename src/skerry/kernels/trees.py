@@ -9,13 +9,13 @@ cache and the rows' independent walks overlap.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from skerry.kernels.compiled import njit
-from skerry.kernels.threads import threads_for
+from skerry.kernels.threads import in_parts
 
 __all__ = ["attribute_paths", "average_path_length", "grow_trees", "path_lengths"]
 
@@ -129,30 +129,22 @@ def _grow(sample, depth, seed, feature, threshold, leaf, mean):
         mean[node] = mean[a] if na + nb == 0 else (na * mean[a] + nb * mean[b]) / (na + nb)
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _grow_all(X, rows, depth, seeds):
-    n_trees = rows.shape[0]
-    inner = 2**depth - 1
-    feature = np.zeros((n_trees, inner), dtype=np.int32)
-    threshold = np.full((n_trees, inner), np.inf)
-    leaf = np.zeros((n_trees, inner + 1), dtype=np.float32)
-    mean = np.zeros((n_trees, 2 * inner + 1))
-    for t in prange(n_trees):
-        sample = np.empty((rows.shape[1], X.shape[1]))
+@njit(cache=True, nogil=True)
+def _grow_some(X, rows, depth, seeds, feature, threshold, leaf, mean, first, last):
+    sample = np.empty((rows.shape[1], X.shape[1]))
+    for t in range(first, last):
         for i in range(rows.shape[1]):
-            sample[i] = X[rows[t, i]]
+            for j in range(X.shape[1]):
+                sample[i, j] = X[rows[t, i], j]
         _grow(sample, depth, seeds[t], feature[t], threshold[t], leaf[t], mean[t])
-    return feature, threshold, leaf, mean
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _path_lengths(X, feature, threshold, leaf, depth):
+@njit(cache=True, nogil=True)
+def _path_lengths(X, at, threshold, leaf, depth, out, first, last):
     n, d = X.shape
-    n_trees, inner = feature.shape
-    out = np.empty(n)
-    at = feature.astype(np.uint64) * np.uint64(BLOCK)  # where a node's column begins in the block
+    n_trees, inner = at.shape
     one, two, bottom = np.uint64(1), np.uint64(2), np.uint64(inner)
-    for block in prange((n + BLOCK - 1) // BLOCK):
+    for block in range(first, last):
         start = block * BLOCK
         m = min(BLOCK, n - start)
         columns = np.zeros(d * BLOCK)
@@ -172,7 +164,6 @@ def _path_lengths(X, feature, threshold, leaf, depth):
                 total[i] += v[node[i] - bottom]
         for i in range(m):
             out[start + i] = total[i] / n_trees
-    return out
 
 
 @njit(cache=True, nogil=True)
@@ -191,18 +182,12 @@ def _path_lengths_of_few(X, feature, threshold, leaf, depth):
     return out
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _attribute_paths(X, feature, threshold, mean, depth):
+@njit(cache=True, nogil=True)
+def _attribute_paths(X, at, threshold, gain, depth, out, first, last):
     n, d = X.shape
-    n_trees, inner = feature.shape
-    out = np.empty((n, d))
-    at = feature.astype(np.uint64) * np.uint64(BLOCK)
-    gain = np.zeros(mean.shape)  # of arriving at a node
-    for t in range(n_trees):
-        for k in range(1, mean.shape[1]):
-            gain[t, k] = (mean[t, (k - 1) // 2] - mean[t, k]) / n_trees
+    n_trees = len(at)
     one, two = np.uint64(1), np.uint64(2)
-    for block in prange((n + BLOCK - 1) // BLOCK):
+    for block in range(first, last):
         start = block * BLOCK
         m = min(BLOCK, n - start)
         columns, parts = np.zeros(d * BLOCK), np.zeros(d * BLOCK)
@@ -223,11 +208,22 @@ def _attribute_paths(X, feature, threshold, mean, depth):
         for i in range(m):
             for j in range(d):
                 out[start + i, j] = parts[j * BLOCK + i]
-    return out
 
 
 def _rows(X: NDArray) -> NDArray[np.float64]:
     return np.ascontiguousarray(X, dtype=np.float64)
+
+
+def _gains(mean: NDArray) -> NDArray[np.float64]:
+    """Return by how much arriving at a node shortens the mean path over all trees."""
+    gain = np.zeros(mean.shape)
+    gain[:, 1:] = (mean[:, (np.arange(1, mean.shape[1]) - 1) // 2] - mean[:, 1:]) / len(mean)
+    return gain
+
+
+def _columns(feature: NDArray) -> NDArray[np.uint64]:
+    """Return where the column of each node begins in a block of rows."""
+    return feature.astype(np.uint64) * np.uint64(BLOCK)
 
 
 def grow_trees(X: NDArray, rows: NDArray, depth: int, seeds: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
@@ -249,8 +245,14 @@ def grow_trees(X: NDArray, rows: NDArray, depth: int, seeds: NDArray) -> tuple[N
     mean : ndarray of shape (T, 2^(depth + 1) - 1), float64
         Mean path length under each node.
     """
-    with threads_for(2 * rows.size * depth):
-        return _grow_all(_rows(X), rows, depth, seeds)
+    X, inner = _rows(X), 2**depth - 1
+    feature = np.zeros((len(rows), inner), dtype=np.int32)
+    threshold = np.full((len(rows), inner), np.inf)
+    leaf = np.zeros((len(rows), inner + 1), dtype=np.float32)
+    mean = np.zeros((len(rows), 2 * inner + 1))
+    grow = partial(_grow_some, X, rows, depth, seeds, feature, threshold, leaf, mean)
+    in_parts(grow, len(rows), 2 * rows.size * depth)
+    return feature, threshold, leaf, mean
 
 
 def path_lengths(X: NDArray, feature: NDArray, threshold: NDArray, leaf: NDArray, depth: int) -> NDArray[np.float64]:
@@ -262,8 +264,10 @@ def path_lengths(X: NDArray, feature: NDArray, threshold: NDArray, leaf: NDArray
     """
     if len(X) <= FEW:
         return _path_lengths_of_few(_rows(X), feature, threshold, leaf, depth)
-    with threads_for(len(X) * len(feature) * depth):
-        return _path_lengths(_rows(X), feature, threshold, leaf, depth)
+    out = np.empty(len(X))
+    walk = partial(_path_lengths, _rows(X), _columns(feature), threshold, leaf, depth, out)
+    in_parts(walk, -(-len(X) // BLOCK), len(X) * len(feature) * depth)
+    return out
 
 
 def attribute_paths(X: NDArray, feature: NDArray, threshold: NDArray, mean: NDArray, depth: int) -> NDArray[np.float64]:
@@ -272,5 +276,7 @@ def attribute_paths(X: NDArray, feature: NDArray, threshold: NDArray, mean: NDAr
     A step from a node to its child changes the expected path length; the change belongs to the split's feature.
     A row sums to the mean over trees of (expected path at the root - path of the row).
     """
-    with threads_for(len(X) * len(feature) * depth):
-        return _attribute_paths(_rows(X), feature, threshold, mean, depth)
+    out = np.empty(X.shape)
+    walk = partial(_attribute_paths, _rows(X), _columns(feature), threshold, _gains(mean), depth, out)
+    in_parts(walk, -(-len(X) // BLOCK), len(X) * len(feature) * depth)
+    return out
