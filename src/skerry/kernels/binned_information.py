@@ -8,11 +8,14 @@ and Statistics 10, 2006.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
-from numba import prange
+from numpy.typing import NDArray
 
 from skerry.kernels.compiled import njit
 from skerry.kernels.pairs import plogp
+from skerry.kernels.threads import in_parts
 
 __all__ = ["MAX_BINS", "bin_columns", "binned_information"]
 
@@ -20,8 +23,8 @@ MAX_BINS = 99
 
 
 @njit(cache=True, nogil=True)
-def _bin(v):
-    """Codes (float64, NaN kept) of equal-width bins, their number by Birge and Rozenholc's penalty."""
+def _bin(v, out):
+    """Write codes (float64, NaN kept) of equal-width bins, their number by Birge and Rozenholc's penalty."""
     n = 0
     low = np.inf
     high = -np.inf
@@ -30,7 +33,6 @@ def _bin(v):
             n += 1
             low = min(low, v[i])
             high = max(high, v[i])
-    out = np.full(v.size, np.nan)
     best = -np.inf
     chosen = 1
     if n > 0 and high > low:
@@ -51,23 +53,24 @@ def _bin(v):
             out[i] = 0.0
             if chosen > 1:
                 out[i] = min(int((v[i] - low) / (high - low) * chosen), chosen - 1)
-    return out
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def bin_columns(Xt):
+@njit(cache=True, nogil=True)
+def _bin_rows(Xt, out, start, stop):
+    for j in range(start, stop):
+        _bin(Xt[j], out[j])
+
+
+def bin_columns(Xt: NDArray) -> NDArray[np.float64]:
     """Bin each row of ``Xt``; same shape, float64 codes, NaN kept."""
-    out = np.empty_like(Xt)
-    for j in prange(Xt.shape[0]):
-        out[j] = _bin(Xt[j])
+    out = np.full(Xt.shape, np.nan)
+    in_parts(partial(_bin_rows, Xt, out), len(Xt), Xt.size * MAX_BINS)
     return out
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def binned_information(codes, y, n_classes, miller_madow):
-    """Plug-in MI of each row of codes (< 99) with codes ``y``; optionally with Miller and Madow's term."""
-    out = np.zeros(codes.shape[0])
-    for j in prange(codes.shape[0]):
+@njit(cache=True, nogil=True)
+def _information(codes, y, n_classes, miller_madow, out, start, stop):
+    for j in range(start, stop):
         table = np.zeros((MAX_BINS, n_classes))
         n = 0.0
         for i in range(y.size):
@@ -92,4 +95,11 @@ def binned_information(codes, y, n_classes, miller_madow):
             if miller_madow:
                 value -= (cells + 1) / (2.0 * n)
             out[j] = value
+
+
+def binned_information(codes: NDArray, y: NDArray, n_classes: int, miller_madow: bool) -> NDArray[np.float64]:
+    """Plug-in MI of each row of codes (< 99) with codes ``y``; optionally with Miller and Madow's term."""
+    out = np.zeros(len(codes))
+    run = partial(_information, codes, y, n_classes, miller_madow, out)
+    in_parts(run, len(codes), 4 * codes.size + len(codes) * MAX_BINS * n_classes)
     return out

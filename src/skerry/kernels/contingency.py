@@ -10,12 +10,13 @@ null of a pair is a random regrouping with the same group sizes.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
-from numba import prange
 from numpy.typing import ArrayLike, NDArray
 
 from skerry.kernels.compiled import njit
+from skerry.kernels.threads import in_parts
 
 __all__ = [
     "Sums",
@@ -26,6 +27,7 @@ __all__ = [
     "target_sums",
 ]
 
+STEPS = 4  # of a row: it is placed, fetched, counted and cleared
 _TABLE = 1 << 20  # counts above it are rare; their n·ln n is computed, not looked up
 
 
@@ -76,7 +78,9 @@ class Sums:
 
     def margins(self, codes: NDArray, cards: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return Σ n·ln n of each row of ``codes`` (p, n), int64; the entropy is ``ln n - value``."""
-        return _margins(codes, cards, self.table, self.scale)
+        out = np.zeros(len(codes), dtype=np.int64)
+        in_parts(partial(_margins, codes, cards, self.table, self.scale, out), len(codes), codes.size)
+        return out
 
 
 @njit(cache=True, inline="always")
@@ -86,11 +90,9 @@ def klogk(k, table, scale):
     return np.int64(round(k * math.log(k) * scale))
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _margins(codes, cards, table, scale):
-    p = codes.shape[0]
-    out = np.zeros(p, dtype=np.int64)
-    for j in prange(p):
+@njit(cache=True, nogil=True)
+def _margins(codes, cards, table, scale, out, start, stop):
+    for j in range(start, stop):
         counts = np.zeros(cards[j], dtype=np.int64)
         for i in range(codes.shape[1]):
             counts[codes[j, i]] += 1
@@ -98,7 +100,6 @@ def _margins(codes, cards, table, scale):
         for v in range(cards[j]):
             total += klogk(counts[v], table, scale)
         out[j] = total
-    return out
 
 
 @njit(cache=True, nogil=True)
@@ -176,20 +177,18 @@ def state(seed, key, draw):
     return _mix(_mix(_mix(np.uint64(seed)) ^ np.uint64(key)) ^ np.uint64(draw))
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _target(codes, cards, keys, y, card_y, draws, seed, table, scale):
-    p, n = codes.shape
-    joint = np.zeros(p, dtype=np.int64)
-    null = np.zeros((p, draws), dtype=np.int64)
-    for j in prange(p):
+@njit(cache=True, nogil=True)
+def _target(codes, cards, keys, y, card_y, seed, table, scale, joint, null, start, stop):
+    n, draws = codes.shape[1], null.shape[1]
+    for j in range(start, stop):
         scratch = np.zeros(card_y, dtype=np.int32)
         order, bounds = group(codes[j], cards[j])
         joint[j], _ = joint_sum(order, bounds, y, card_y, scratch, table, scale)
         for k in range(draws):
-            order[:] = np.arange(n)
+            for i in range(n):
+                order[i] = i
             shuffle(order, state(seed, keys[j], k))
             null[j, k], _ = joint_sum(order, bounds, y, card_y, scratch, table, scale)
-    return joint, null
 
 
 def target_sums(
@@ -224,29 +223,16 @@ def target_sums(
     null : ndarray of shape (p, draws), int64
     """
     keys = np.arange(codes.shape[0], dtype=np.int64) if keys is None else keys
-    return _target(
-        codes,
-        cards,
-        keys,
-        y.astype(np.int32),
-        np.int64(card_y),
-        draws,
-        np.int64(seed),
-        sums.table,
-        sums.scale,
-    )
+    joint, null = np.zeros(len(codes), dtype=np.int64), np.zeros((len(codes), draws), dtype=np.int64)
+    given = (codes, cards, keys, y.astype(np.int32), np.int64(card_y), np.int64(seed), sums.table, sums.scale)
+    in_parts(partial(_target, *given, joint, null), len(codes), STEPS * codes.size * (1 + draws))
+    return joint, null
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _shift(codes, cards, y, card_y, table, scale):
-    p, n = codes.shape
-    counts = np.zeros(card_y, dtype=np.int64)
-    for i in range(n):
-        counts[y[i]] += 1
-    joint = np.zeros(p, dtype=np.int64)
-    moved = np.zeros(p, dtype=np.int64)
-    order, bounds = group(y, card_y)
-    for j in prange(p):
+@njit(cache=True, nogil=True)
+def _shift(codes, cards, y, counts, order, bounds, table, scale, joint, moved, start, stop):
+    n = codes.shape[1]
+    for j in range(start, stop):
         scratch = np.zeros(cards[j], dtype=np.int32)
         a = codes[j]
         shifted = np.empty_like(a)
@@ -254,12 +240,15 @@ def _shift(codes, cards, y, card_y, table, scale):
             shifted[i] = a[(i + counts[y[i]]) % n]
         joint[j], _ = joint_sum(order, bounds, a, cards[j], scratch, table, scale)
         moved[j], _ = joint_sum(order, bounds, shifted, cards[j], scratch, table, scale)
-    return joint, moved
 
 
 def shift_sums(codes, cards, y, card_y: int, sums: Sums):
     """Count every column against a target, as it is and misaligned by the count of the target's value."""
-    return _shift(codes, cards, y.astype(np.int32), np.int64(card_y), sums.table, sums.scale)
+    joint, moved = np.zeros(len(codes), dtype=np.int64), np.zeros(len(codes), dtype=np.int64)
+    y, counts = y.astype(np.int32), np.bincount(y, minlength=card_y)
+    given = (codes, cards, y, counts, *group(y, np.int64(card_y)), sums.table, sums.scale)
+    in_parts(partial(_shift, *given, joint, moved), len(codes), 2 * STEPS * codes.size)
+    return joint, moved
 
 
 def mutual_information(a: NDArray, b: NDArray) -> float:

@@ -6,13 +6,14 @@ The mean is that of Vinh, Epps & Bailey, "Information theoretic measures for clu
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
-from numba import prange
 from numpy.typing import ArrayLike, NDArray
 
 from skerry.kernels.compiled import njit
 from skerry.kernels.contingency import Sums, klogk, state
+from skerry.kernels.threads import in_parts
 
 __all__ = ["expected_mutual_information", "margin_draws"]
 
@@ -93,10 +94,9 @@ def expected_mutual_information(counts_a: ArrayLike, counts_b: ArrayLike) -> flo
     return max(0.0, float(math.log(n) + (cells - marginal) / n))
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _margin_draws(counts_a, counts_b, draws, seed, key, table, scale):
-    out = np.zeros(draws, dtype=np.int64)
-    for k in prange(draws):
+@njit(cache=True, nogil=True)
+def _margin_draws(counts_a, counts_b, seed, key, table, scale, out, start, stop):
+    for k in range(start, stop):
         np.random.seed(np.int64(state(seed, key, k) & np.uint64(0x7FFFFFFF)))  # noqa: NPY002 - the thread's own state
         rest = counts_b.copy()
         total = np.int64(0)
@@ -118,7 +118,6 @@ def _margin_draws(counts_a, counts_b, draws, seed, key, table, scale):
                 need -= take
                 total += klogk(take, table, scale)
         out[k] = total
-    return out
 
 
 def margin_draws(
@@ -147,4 +146,7 @@ def margin_draws(
     array([ True])
     """
     a, b = (np.asarray(c, dtype=np.int64) for c in (counts_a, counts_b))
-    return _margin_draws(a[a > 0], b[b > 0], draws, np.int64(seed), np.int64(key), sums.table, sums.scale)
+    a, b, out = a[a > 0], b[b > 0], np.zeros(draws, dtype=np.int64)
+    run = partial(_margin_draws, a, b, np.int64(seed), np.int64(key), sums.table, sums.scale, out)
+    in_parts(run, draws, 16 * draws * a.size * b.size)
+    return out

@@ -8,40 +8,44 @@ shuffled within the values of the anchor (what the cross tells beyond the anchor
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from skerry.kernels.compiled import njit
-from skerry.kernels.contingency import Sums, group, joint_sum, klogk, shuffle, state
+from skerry.kernels.contingency import STEPS, Sums, group, joint_sum, klogk, shuffle, state
+from skerry.kernels.threads import in_parts
 
 __all__ = ["AnchorSums", "anchor_sums", "cross_codes", "pair_sums"]
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _pairs(codes, cards, draws, seed, table, scale):
+@njit(cache=True, nogil=True)
+def _pairs(codes, cards, draws, seed, table, scale, joint, null, start, stop):
     p, n = codes.shape
-    joint = np.zeros((p, p), dtype=np.int64)
-    null = np.zeros((p, p), dtype=np.int64)
     half = (p + 1) // 2
-    for t in prange(p):
+    for t in range(start, stop):
         i = 2 * t if t < half else 2 * (t - half) + 1  # rows get shorter: deal them out evenly
         scratch = np.zeros(cards.max(), dtype=np.int32)
         order, bounds = group(codes[i], cards[i])
         for j in range(i + 1, p):
             joint[i, j], _ = joint_sum(order, bounds, codes[j], cards[j], scratch, table, scale)
         for k in range(draws):
-            order[:] = np.arange(n)
+            for r in range(n):
+                order[r] = r
             shuffle(order, state(seed, i, k))
             for j in range(i + 1, p):
                 s, _ = joint_sum(order, bounds, codes[j], cards[j], scratch, table, scale)
                 null[i, j] += s
-    return joint, null
 
 
 def pair_sums(codes, cards, sums: Sums, *, draws: int = 0, seed: int = 0):
     """Count all pairs i < j: joint sums (p, p), and their total over ``draws`` permutations of column i (p, p)."""
-    return _pairs(codes, cards, draws, np.int64(seed), sums.table, sums.scale)
+    p = len(codes)
+    joint, null = np.zeros((p, p), dtype=np.int64), np.zeros((p, p), dtype=np.int64)
+    run = partial(_pairs, codes, cards, draws, np.int64(seed), sums.table, sums.scale, joint, null)
+    in_parts(run, p, STEPS * codes.size * (1 + draws) * p / 2)
+    return joint, null
 
 
 class AnchorSums:
@@ -75,7 +79,8 @@ def _targets(order, bounds, y, draws, seed, key):
     free = np.empty((draws, n), dtype=y.dtype)
     held = np.empty((draws, n), dtype=y.dtype)
     for k in range(draws):
-        free[k] = y
+        for r in range(n):
+            free[k, r] = y[r]
         shuffle(free[k], state(seed, key, 2 * k))
         moved = order.copy()
         for g in range(bounds.size - 1):
@@ -99,18 +104,13 @@ def _distinct(order, bounds, y, card_y):
     return out
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def _anchored(order, bounds, kinds, codes, cards, others, whole, y, card_y, free, held, table, scale):
-    m, n = others.size, order.size
-    draws = free.shape[0]
-    joint = np.zeros(m, dtype=np.int64)
-    margin = np.zeros(m, dtype=np.int64)
-    cells = np.zeros(m, dtype=np.int64)
-    freedom = np.zeros(m, dtype=np.int64)
-    null = np.zeros((m, draws), dtype=np.int64)
-    null_held = np.zeros((m, draws), dtype=np.int64)
-    dense = np.zeros(m, dtype=np.bool_)
-    for q in prange(m):
+@njit(cache=True, nogil=True)
+def _anchored(
+    order, bounds, kinds, codes, cards, others, whole, y, card_y, free, held, table, scale,
+    joint, margin, cells, freedom, null, null_held, dense, start, stop,
+):  # fmt: skip
+    n, draws = order.size, free.shape[0]
+    for q in range(start, stop):
         b = codes[others[q]]
         place = np.full(cards[others[q]], -1, dtype=np.int32)
         crossed = np.empty(n, dtype=np.int32)
@@ -139,7 +139,6 @@ def _anchored(order, bounds, kinds, codes, cards, others, whole, y, card_y, free
                 null[q, k], _ = joint_sum(inner, inner_bounds, free[k], card_y, scratch, table, scale)
             if not dense[q]:
                 null_held[q, k], _ = joint_sum(inner, inner_bounds, held[k], card_y, scratch, table, scale)
-    return joint, margin, cells, freedom, null, null_held, dense
 
 
 def anchor_sums(
@@ -185,12 +184,13 @@ def anchor_sums(
     order, bounds = group(anchor, np.int64(card))
     free, held = _targets(order, bounds, y, draws, np.int64(seed), np.int64(key))
     kinds = _distinct(order, bounds, y, np.int64(card_y))
-    return AnchorSums(
-        *_anchored(
-            order, bounds, kinds, codes, cards, np.asarray(others, dtype=np.int64), np.asarray(whole, dtype=np.bool_),
-            y, np.int64(card_y), free, held, sums.table, sums.scale,
-        )
-    )  # fmt: skip
+    others, whole = np.asarray(others, dtype=np.int64), np.asarray(whole, dtype=np.bool_)
+    joint, margin, cells, freedom = (np.zeros(others.size, dtype=np.int64) for _ in range(4))
+    nulls = [np.zeros((others.size, draws), dtype=np.int64) for _ in range(2)]
+    found = (joint, margin, cells, freedom, *nulls, np.zeros(others.size, dtype=np.bool_))
+    given = (order, bounds, kinds, codes, cards, others, whole, y, np.int64(card_y), free, held, sums.table, sums.scale)
+    in_parts(partial(_anchored, *given, *found), others.size, STEPS * order.size * others.size * (2 + 2 * draws))
+    return AnchorSums(*found)
 
 
 @njit(cache=True, nogil=True)

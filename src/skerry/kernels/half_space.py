@@ -70,7 +70,9 @@ def stream_masses(X, column, split, reference, latest, seen, window, limit):
         out[i] = total / n_trees
         seen[0] += 1
         if seen[0] == window:
-            reference[:] = latest
-            latest[:] = 0.0
+            for t in range(n_trees):
+                for node in range(latest.shape[1]):
+                    reference[t, node] = latest[t, node]
+                    latest[t, node] = 0.0
             seen[0] = 0
     return out

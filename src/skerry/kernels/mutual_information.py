@@ -8,17 +8,21 @@ those of :func:`skerry.kernels.bandwidths.bandwidth`.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
-from numba import prange
+from numpy.typing import NDArray
 
 from skerry.kernels.bandwidths import REACH, bandwidth
 from skerry.kernels.compiled import njit
 from skerry.kernels.pairs import complete, plogp, quantile, scaled
+from skerry.kernels.threads import in_parts
 
 __all__ = ["kde_classes", "kde_continuous"]
 
 GRID = 300  # cells per axis of the plane
 LINE = 500  # cells of the line, for a target of classes
+TAPS = 32  # of a kernel, about
 
 
 @njit(cache=True, nogil=True)
@@ -103,18 +107,20 @@ def _kde_plane(x, y, rule, value, count, half, full):
     return max(0.0, information)
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def kde_continuous(Xt, y, rule, value, blocks):
+@njit(cache=True, nogil=True)
+def _planes(Xt, y, rule, value, out, start, stop):
+    count = np.empty((GRID, GRID))
+    half = np.empty((GRID, GRID))
+    full = np.empty((GRID, GRID))
+    for j in range(start, stop):
+        a, b = complete(Xt[j], y)
+        out[j] = _kde_plane(a, b, rule, value, count, half, full)
+
+
+def kde_continuous(Xt: NDArray, y: NDArray, rule: int, value: float) -> NDArray[np.float64]:
     """MI of each column with a continuous target from an Epanechnikov density on a 300 x 300 grid."""
-    p = Xt.shape[0]
-    out = np.zeros(p)
-    for block in prange(blocks):
-        count = np.empty((GRID, GRID))
-        half = np.empty((GRID, GRID))
-        full = np.empty((GRID, GRID))
-        for j in range(block, p, blocks):
-            a, b = complete(Xt[j], y)
-            out[j] = _kde_plane(a, b, rule, value, count, half, full)
+    out = np.zeros(len(Xt))
+    in_parts(partial(_planes, Xt, y, rule, value, out), len(Xt), len(Xt) * GRID * GRID * TAPS + 8 * Xt.size)
     return out
 
 
@@ -181,11 +187,16 @@ def _kde_line(x, codes, n_classes, rule, value):
     return max(0.0, information)
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def kde_classes(Xt, codes, n_classes, rule, value):
-    """MI of each column with classes ``codes`` (float64, 0 .. n_classes - 1, NaN missing)."""
-    out = np.zeros(Xt.shape[0])
-    for j in prange(Xt.shape[0]):
+@njit(cache=True, nogil=True)
+def _lines(Xt, codes, n_classes, rule, value, out, start, stop):
+    for j in range(start, stop):
         a, b = complete(Xt[j], codes)
         out[j] = _kde_line(a, b, n_classes, rule, value)
+
+
+def kde_classes(Xt: NDArray, codes: NDArray, n_classes: int, rule: int, value: float) -> NDArray[np.float64]:
+    """MI of each column with classes ``codes`` (float64, 0 .. n_classes - 1, NaN missing)."""
+    out = np.zeros(len(Xt))
+    run = partial(_lines, Xt, codes, n_classes, rule, value, out)
+    in_parts(run, len(Xt), (16 + n_classes) * Xt.size + len(Xt) * n_classes * LINE * TAPS)
     return out

@@ -8,13 +8,18 @@ ties as in W. Gao et al., NeurIPS 2017. Classes: B. Ross, PLoS ONE 9, 2014.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
-from numba import prange
+from numpy.typing import NDArray
 
 from skerry.kernels.compiled import njit
 from skerry.kernels.pairs import complete, scaled
+from skerry.kernels.threads import in_parts
 
 __all__ = ["knn_classes", "knn_continuous"]
+
+STEPS = 64  # of a row: sorting, neighbours, two binary searches
 
 
 @njit(cache=True, nogil=True)
@@ -78,13 +83,17 @@ def _knn_plane(x, y, k, psi):
     return max(0.0, psi[n] + total / n)
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def knn_continuous(Xt, y, k, psi):
-    """Kraskov's first estimator; ``psi[i]`` = digamma(i) for i = 1 .. n."""
-    out = np.zeros(Xt.shape[0])
-    for j in prange(Xt.shape[0]):
+@njit(cache=True, nogil=True)
+def _planes(Xt, y, k, psi, out, start, stop):
+    for j in range(start, stop):
         a, b = complete(Xt[j], y)
         out[j] = _knn_plane(a, b, k, psi)
+
+
+def knn_continuous(Xt: NDArray, y: NDArray, k: int, psi: NDArray) -> NDArray[np.float64]:
+    """Kraskov's first estimator; ``psi[i]`` = digamma(i) for i = 1 .. n."""
+    out = np.zeros(len(Xt))
+    in_parts(partial(_planes, Xt, y, k, psi, out), len(Xt), Xt.size * STEPS)
     return out
 
 
@@ -139,12 +148,16 @@ def _knn_line(x, codes, n_classes, k, psi):
     return max(0.0, psi[n] + total / n)
 
 
-@njit(cache=True, parallel=True, nogil=True)
-def knn_classes(Xt, codes, n_classes, k, psi):
-    """Ross's nearest-neighbour estimator between a column and classes."""
-    out = np.zeros(Xt.shape[0])
-    for j in prange(Xt.shape[0]):
+@njit(cache=True, nogil=True)
+def _lines(Xt, codes, n_classes, k, psi, out, start, stop):
+    for j in range(start, stop):
         a, b = complete(Xt[j], codes)
         if a.size > 1:
             out[j] = _knn_line(a, b, n_classes, k, psi)
+
+
+def knn_classes(Xt: NDArray, codes: NDArray, n_classes: int, k: int, psi: NDArray) -> NDArray[np.float64]:
+    """Ross's nearest-neighbour estimator between a column and classes."""
+    out = np.zeros(len(Xt))
+    in_parts(partial(_lines, Xt, codes, n_classes, k, psi, out), len(Xt), Xt.size * STEPS)
     return out

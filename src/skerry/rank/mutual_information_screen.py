@@ -153,7 +153,7 @@ def _estimate(Xt, y, n_classes, estimator, bandwidth, correction, n_neighbors, n
         if estimator == "fftkde":
             if n_classes:
                 return kde_classes(Xt, y, n_classes, rule, value)
-            return kde_continuous(Xt, y, rule, value, min(Xt.shape[0], 4 * min(threads, limit)))
+            return kde_continuous(Xt, y, rule, value)
         if estimator == "knn":
             psi = np.r_[0.0, digamma(np.arange(1, y.size + 2))]
             if n_classes:
