@@ -6,17 +6,18 @@ The rule is :class:`skerry.quant.formats.victim_codec.PairCodec`'s; a test compa
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from skerry.kernels.compiled import njit
+from skerry.kernels.threads import in_parts
 
 __all__ = ["victim_errors"]
 
 
-@njit
+@njit(cache=True, nogil=True)
 def _flint(size):
     if size < np.float32(3.5):
         return np.floor(size + np.float32(0.5))
@@ -27,7 +28,7 @@ def _flint(size):
     return np.float32(8.0) if size < np.float32(12.0) else np.float32(16.0)
 
 
-@njit
+@njit(cache=True, nogil=True)
 def _abfloat(size, mantissa_bits, first, largest):
     if size >= largest:
         return largest
@@ -36,37 +37,10 @@ def _abfloat(size, mantissa_bits, first, largest):
     return np.float32(max(np.floor(size / unit + 0.5) * unit, first))
 
 
-@njit(parallel=True)
-def victim_errors(
-    rows: NDArray[np.float32],
-    scales: NDArray[np.float32],
-    flint: bool,
-    signed: bool,
-    tie_even: bool,
-    normal_max: float,
-    first: float,
-    largest: float,
-    mantissa_bits: int,
-) -> NDArray[np.float64]:
-    """Return the summed squared error (rows, ratios) of every row at every one of its scales.
-
-    Parameters
-    ----------
-    rows : ndarray of shape (rows, n), float32, n even
-        Pairs are neighbours.
-    scales : ndarray of shape (rows, ratios), float32
-    flint, signed, tie_even : bool
-        Normal values 0, 1, 2, 3, 4, 6, 8, 16 instead of integers; sign bit; which of two outliers stays.
-    normal_max, first, largest : float
-        Largest normal value, smallest and largest outlier.
-    mantissa_bits : int
-        Of the outliers.
-    """
-    count, width = rows.shape
-    found = np.empty((count, scales.shape[1]))
-    limit = np.float32((normal_max + first) / 2)
-    top, low, high = np.float32(normal_max), np.float32(first), np.float32(largest)
-    for i in prange(count):
+@njit(cache=True, nogil=True)
+def _errors(rows, scales, flint, signed, tie_even, limit, top, low, high, mantissa_bits, found, start, stop):
+    width = rows.shape[1]
+    for i in range(start, stop):
         for c in range(scales.shape[1]):
             scale = scales[i, c]
             total = 0.0
@@ -92,4 +66,35 @@ def victim_errors(
                     p, q = a - u * scale, b - v * scale
                 total += np.float64(p) * p + np.float64(q) * q
             found[i, c] = total
+
+
+def victim_errors(
+    rows: NDArray[np.float32],
+    scales: NDArray[np.float32],
+    flint: bool,
+    signed: bool,
+    tie_even: bool,
+    normal_max: float,
+    first: float,
+    largest: float,
+    mantissa_bits: int,
+) -> NDArray[np.float64]:
+    """Return the summed squared error (rows, ratios) of every row at every one of its scales.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (rows, n), float32, n even
+        Pairs are neighbours.
+    scales : ndarray of shape (rows, ratios), float32
+    flint, signed, tie_even : bool
+        Normal values 0, 1, 2, 3, 4, 6, 8, 16 instead of integers; sign bit; which of two outliers stays.
+    normal_max, first, largest : float
+        Largest normal value, smallest and largest outlier.
+    mantissa_bits : int
+        Of the outliers.
+    """
+    found = np.empty(scales.shape)
+    limits = (np.float32(v) for v in ((normal_max + first) / 2, normal_max, first, largest))
+    run = partial(_errors, rows, scales, flint, signed, tie_even, *limits, mantissa_bits, found)
+    in_parts(run, len(rows), 4 * rows.size * scales.shape[1])
     return found
