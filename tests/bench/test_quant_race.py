@@ -66,7 +66,7 @@ def test_absent_peers_and_failures_are_said(order, monkeypatch, tmp_path):
     for variable, _ in quant_race.PYTHONS.values():
         monkeypatch.delenv(variable, raising=False)
     found, notes = quant_race._libraries()
-    assert list(found) == ["skerry"] and any("set SKERRY_QUANTO" in note for note in notes)
+    assert list(found) == ["skerry", quant_race.REPORTED] and any("set SKERRY_QUANTO" in note for note in notes)
     monkeypatch.setenv("SKERRY_QUANTO", str(tmp_path / "python"))
     assert any("names no Python that has optimum-quanto" in note for note in quant_race._libraries()[1])
     monkeypatch.setattr(quant_race, "WORKER", tmp_path / "worker.py")
@@ -77,5 +77,6 @@ def test_absent_peers_and_failures_are_said(order, monkeypatch, tmp_path):
 
 def test_the_claim_sets_ours_beside_theirs():
     mine = {"model": "m, wide", "scheme": "FP8", "library": "skerry", "processor s": 1.0, "layer error": 2.0}
-    told = quant_race._claim([mine, mine | {"library": "peer", "processor s": 4.0, "layer error": 1.0}])
-    assert told == "FP8 on m, peer: ours takes 0.25 times its seconds and has 2.00 times its layer error."
+    reported = mine | {"library": quant_race.REPORTED, "processor s": 3.0}
+    told = quant_race._claim([mine, reported, mine | {"library": "torchao", "processor s": 4.0, "layer error": 1.0}])
+    assert told == "FP8 on m, torchao: ours takes 0.25 times its seconds and has 2.00 times its layer error."

@@ -89,12 +89,12 @@ class Skerry:
 
     @staticmethod
     def quantize(model, rows, order):
-        from skerry.bench.quant_race import our_recipe
+        from skerry.bench.quant_race import REPORTED, our_recipe
         from skerry.quant.engine import quantize_model
 
-        return quantize_model(
-            model, our_recipe(order["scheme"], order["group"]), calibration=list(rows.split(8)), inplace=True
-        )[0]
+        recipe = our_recipe(order["scheme"], order["group"])
+        seen = recipe.looks_at_inputs or order["library"] == REPORTED
+        return quantize_model(model, recipe, calibration=list(rows.split(8)) if seen else None, inplace=True)[0]
 
     @staticmethod
     def save(model, order):
@@ -250,7 +250,13 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
 
 
-LIBRARIES = {"skerry": Skerry, "llm-compressor": LLMCompressor, "torchao": TorchAO, "optimum-quanto": Quanto}
+LIBRARIES = {
+    "skerry": Skerry,
+    "skerry with report": Skerry,
+    "llm-compressor": LLMCompressor,
+    "torchao": TorchAO,
+    "optimum-quanto": Quanto,
+}
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
