@@ -1,6 +1,7 @@
 """``skerry quantize`` and ``skerry diagnose`` as people run them: a model folder in, a folder or a page out."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -213,6 +214,30 @@ def test_mistakes_are_told_in_words(args, code, said, skerry, folder, tmp_path):
     words = " ".join(done.stderr.replace("│", " ").split())
     assert done.returncode == code and re.search(said, words), done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("command", ["quantize", "diagnose"])
+def test_a_missing_file_is_told_before_torch_is_loaded(command, folder, tmp_path):
+    option = "--calibration" if command == "quantize" else "--text"
+    code = "import sys\nfrom skerry.app.cli import main\ntry:\n    main()\nfinally:\n    print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, command, folder, option, "none.txt"],
+        capture_output=True, text=True, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "none.txt: no such file" in done.stderr, done.stderr
+    assert done.stdout.split() == ["False"]
+
+
+def test_threads_are_those_asked_for(folder, tmp_path):
+    code = (
+        "import sys\nfrom skerry.app.cli import main\ntry:\n    main()\nfinally:\n"
+        "    import torch\n    print('threads', torch.get_num_threads())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "quantize", folder, "--recipe", "rtn", "--plan", "--threads", "2"],
+        capture_output=True, text=True, cwd=tmp_path, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert "threads 2" in done.stdout
 
 
 def test_an_output_folder_in_use_is_left_alone(skerry, folder, tmp_path):

@@ -7,8 +7,18 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-__all__ = ["progress", "quiet_warnings", "usable_engine", "use_threads"]
+__all__ = ["at_hand", "progress", "quiet_warnings", "usable_engine", "use_threads"]
+
+
+def at_hand(*paths: Path | None) -> None:
+    """Refuse a file that is not there before anything large is loaded (DataError)."""
+    from skerry.core.errors import DataError
+
+    for path in paths:
+        if path is not None and not path.is_file():
+            raise DataError(f"{path}: no such file")
 
 
 @contextmanager

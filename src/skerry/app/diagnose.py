@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from skerry.app.console import quiet_warnings, use_threads
+from skerry.app.console import at_hand, quiet_warnings, use_threads
 
 __all__ = ["diagnose"]
 
@@ -34,6 +34,7 @@ def diagnose(
     Example: `skerry diagnose MODEL --text corpus.txt --report outliers.html`
     """
     use_threads(threads)
+    at_hand(text)
     with quiet_warnings():
         from skerry.core.files import atomic_write
         from skerry.deep.model_folder import load_model_folder

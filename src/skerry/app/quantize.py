@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from skerry.app.console import progress, quiet_warnings, use_threads
+from skerry.app.console import at_hand, progress, quiet_warnings, use_threads
 
 __all__ = ["quantize"]
 
@@ -68,6 +68,8 @@ def quantize(
 
     Example: `skerry quantize MODEL --recipe gptq --bits w4a16g128 --calibration text.txt --out small`
     """
+    use_threads(threads)
+    at_hand(calibration, evaluate)
     from skerry.quant.recipes import make_recipe
 
     chosen_names = [n.strip() for n in compare.split(",") if n.strip()] if compare else [recipe]
@@ -80,7 +82,6 @@ def quantize(
         raise typer.BadParameter("give --out FOLDER for the quantized model, or --plan, or --compare a,b")
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise typer.BadParameter(f"{out} is in use; give a new folder")
-    use_threads(threads)
     with quiet_warnings():
         from skerry.deep.model_folder import load_model_folder
         from skerry.deep.model_inputs import model_inputs
