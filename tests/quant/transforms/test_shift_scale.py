@@ -15,6 +15,7 @@ from skerry.quant.linear import PreparedLinear
 from skerry.quant.numerics import AffineGrid
 from skerry.quant.probe import GroupContext, Probe
 from skerry.quant.recipe import Recipe
+from skerry.quant.recipes import make_recipe
 from skerry.quant.statistics import LayerStatistics
 from skerry.quant.transforms.shift_scale import ShiftScale, channel_scale
 
@@ -129,3 +130,21 @@ def test_what_is_exported_computes_bit_for_bit_the_same(tiny, inputs, tmp_path):
     again = OPTForCausalLM.from_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.equal(again.eval()(batches[0]).logits, found(batches[0]).logits)
+
+
+def test_a_shift_that_stays_at_run_time_never_raises_the_error(tiny, inputs):
+    model, batches = tiny("bert"), inputs("bert")
+    for name, layer in model.named_modules():
+        if name.endswith("intermediate.dense"):  # what its GELU gives is mostly 0, far from the middle of the range
+            layer.weight.data *= 40.0
+            layer.bias.data -= 2.0 * layer.weight.data.norm(dim=1)
+    reports = [
+        quantize_model(model, make_recipe("os-plus", "w4a16", shift=shift, n_grid=10), calibration=batches)[1]
+        for shift in (True, False)
+    ]
+    first = [[t for t in r.transforms if t["group"].startswith("encoder.layer.0.")] for r in reports]
+    assert len(first[0]) == len(first[1]) >= 4
+    for shifted, plain in zip(*first, strict=True):
+        assert shifted["error"] <= plain["error"] * (1 + 1e-6), shifted["group"]
+    behind = next(t for t in first[0] if t["group"].endswith("layer.0.output.dense"))
+    assert behind["largest_shift"] == 0.0

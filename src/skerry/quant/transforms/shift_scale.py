@@ -33,7 +33,8 @@ class ShiftScale:
     Parameters
     ----------
     shift : bool, default True
-        Subtract the mid-range where it can be folded, or stays at run time anyway.
+        Subtract the mid-range where it can be folded. Where it would stay at run time, only if that lowers the error:
+        behind a GELU, say, the middle of the range is far from nearly every value, and rounded weights suffer.
     scale : bool, default True
         Search the threshold.
     floor : float, default 1.0
@@ -76,20 +77,20 @@ class ShiftScale:
         low, high = statistics.low, statistics.high
         assert low is not None and high is not None
         z = (low + high) / 2 if self.shift and self._may_shift(group, context) else torch.zeros_like(low)
-        half = torch.maximum(high - z, z - low)
-        top = float(half.max())
-        s, threshold, error, plain = torch.ones_like(z), top, float("nan"), float("nan")
-        if self.scale and top > self.floor:
-            threshold, error, plain = self._search(group, z, half, top, context)
-            s = channel_scale(half, threshold)
-        group.rescale(context.model, s, z)
+        found = self._search(group, z, low, high, context)
+        if not group.folds and bool(z.any()):
+            plain = self._search(group, torch.zeros_like(z), low, high, context)
+            found = found if found.error < plain.error else plain
+        s = channel_scale(found.half, found.threshold)
+        if bool(found.z.any()) or bool((s > 1.0).any()):
+            group.rescale(context.model, s, found.z)
         return {
-            "threshold": threshold,
-            "range": top,
+            "threshold": found.threshold,
+            "range": float(found.half.max()),
             "scaled_channels": int((s > 1.0).sum()),
-            "largest_shift": float(z.abs().max()),
-            "error": error,
-            "error_without_scale": plain,
+            "largest_shift": float(found.z.abs().max()),
+            "error": found.error,
+            "error_without_scale": found.error_without_scale,
         }
 
     def _may_shift(self, group: Group, context: GroupContext) -> bool:
@@ -99,10 +100,10 @@ class ShiftScale:
             return getattr(context.model.get_submodule(group.producer or ""), "bias", None) is not None
         return True
 
-    def _search(
-        self, group: Group, z: Tensor, half: Tensor, top: float, context: GroupContext
-    ) -> tuple[float, float, float]:
-        """Return (threshold, its error, the error of shifting alone)."""
+    def _search(self, group: Group, z: Tensor, low: Tensor, high: Tensor, context: GroupContext) -> _Found:
+        """Return the best threshold for one shift; the largest range where there is nothing to search."""
+        half = torch.maximum(high - z, z - low)
+        top = float(half.max())
         count = max(100, int(top / 0.5)) if self.n_grid == "auto" else int(self.n_grid)
         weights = {name: layer.weight.float() for name, layer in group.consumers.items()}
         shifted = {name: W @ z for name, W in weights.items()}  # the exact bias, whatever the weights become
@@ -122,12 +123,26 @@ class ShiftScale:
                 errors[step] = context.error(group, rounded, _Moved(z, s, _within(context.activation, t)), biases)
             return sorted(errors, key=lambda step: (errors[step], step))
 
+        if not self.scale or top <= self.floor:
+            look([0])
+            return _Found(z, half, top, errors[0], errors[0])
         stride = max(1, count // COARSE) if self.n_grid == "auto" else 1
         best = look([*range(0, count + 1, stride), count])
         while stride > 1:
             stride = max(1, stride // 3)
             best = look(centre + k * stride for centre in best[:2] for k in (-2, -1, 1, 2))
-        return threshold(best[0]), errors[best[0]], errors[0]
+        return _Found(z, half, threshold(best[0]), errors[best[0]], errors[0])
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a search ended with: the shift, the half-widths after it, the threshold, errors with and without it."""
+
+    z: Tensor
+    half: Tensor
+    threshold: float
+    error: float
+    error_without_scale: float
 
 
 @dataclass(frozen=True)
