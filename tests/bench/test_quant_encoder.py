@@ -67,3 +67,13 @@ def test_the_real_one(tmp_path):
     write(tmp_path, 200)
     subject = encoder.encoder_subject(tmp_path, folder, quick=True)
     assert subject.judge(subject.model).figures["top-1 agreement"] == 1.0
+
+
+def test_a_stretched_tail_is_found():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 20))
+    model[1].weight.data[3, 7] = 40.0  # times the rest
+    first, second = encoder.split_tails(model)
+    assert first["layer"] == "1" and first["largest weight"] == 40.0
+    assert first["squared error, SplitQuant"] < first["squared error, one scale"]
+    assert first["mean error of a row, SplitQuant"] > 5 * second["mean error of a row, SplitQuant"]

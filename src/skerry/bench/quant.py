@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from skerry.bench.quant_cases import BITS, CASES, CLAIMS, verdict
 from skerry.bench.quant_cells import Cells, Judged, Subject, digest_of, float_cell
 from skerry.bench.quant_rows import make_lab
-from skerry.bench.sentence_encoder import ENCODER, check_up, encoder_folder, encoder_subject, input_peaks
+from skerry.bench.sentence_encoder import (
+    ENCODER,
+    check_up,
+    encoder_folder,
+    encoder_subject,
+    input_peaks,
+    split_tails,
+)
 from skerry.bench.train_tables import seconds
 from skerry.core.errors import ParameterError
 from skerry.quant.calibration import run_model
@@ -71,12 +78,20 @@ def _study(quick: bool, data: Path, progress: Callable[[str], None], deadline: f
     tables = _tables(found, names, bits, ordered, "encoder" in subjects)
     if "encoder" in subjects:
         tables["Sentence encoder: what skerry diagnose tells, beside plain counts"] = check_up(subjects["encoder"])
+        tables["Sentence encoder: layers that SplitQuant moves to one side"] = split_tails(subjects["encoder"].model)
+    notes = _notes(found, loud, folder)
+    if any(r["model"] == "encoder" and r["appears"] == "no" and r["ordering"].startswith("Split") for r in ordered):
+        notes.append(
+            "SplitQuant has less squared error than one scale a tensor in every layer of the encoder and does worse "
+            "all the same: where one weight stretches a tail, the rest of that tail rounds to 0, an error of one sign "
+            "(last table)."
+        )
     return {
         "title": "Quantization: every recipe at every width",
         "claim": _claim(ordered),
         "table": rows_of_language(found, names, bits),
         "tables": tables,
-        "notes": _notes(found, loud, folder),
+        "notes": notes,
     }
 
 

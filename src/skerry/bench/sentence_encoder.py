@@ -24,8 +24,19 @@ from torch import Tensor, nn
 from skerry.bench.quant_cells import Judged, Subject, digest_of
 from skerry.core.errors import DataError
 from skerry.quant.calibration import run_model
+from skerry.quant.formats.split import SplitGrid
+from skerry.quant.numerics import AffineGrid
 
-__all__ = ["ENCODER", "check_up", "encoder_folder", "encoder_subject", "sentence_vectors", "sentences", "strayed"]
+__all__ = [
+    "ENCODER",
+    "check_up",
+    "encoder_folder",
+    "encoder_subject",
+    "sentence_vectors",
+    "sentences",
+    "split_tails",
+    "strayed",
+]
 
 ENCODER = "SKERRY_SENTENCE_ENCODER"
 LONGEST = 64  # tokens
@@ -159,6 +170,27 @@ def check_up(subject: Subject) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+@torch.no_grad()
+def split_tails(model: nn.Module, *, bits: int = 4, shown: int = 6) -> list[dict[str, Any]]:
+    """Return the layers whose rows SplitQuant moves most to one side, beside one scale a tensor.
+
+    A weight far out stretches its tail's grid until the rest of that tail rounds to 0: the squared error falls all the
+    same, but what is left of it has one sign, which inputs of one sign add up.
+    """
+    grids = {"one scale": AffineGrid(bits, symmetric=False, group_size=0), "SplitQuant": SplitGrid(bits)}
+    rows = []
+    for name, layer in model.named_modules():
+        if not isinstance(layer, nn.Linear):
+            continue
+        W = layer.weight.float()
+        row: dict[str, Any] = {"layer": name, "least weight": float(W.min()), "largest weight": float(W.max())}
+        errors = {kind: grid.quantize(W).dequantize() - W for kind, grid in grids.items()}
+        row |= {f"squared error, {kind}": float(e.square().mean()) for kind, e in errors.items()}
+        row |= {f"mean error of a row, {kind}": float(e.mean(1).abs().mean()) for kind, e in errors.items()}
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row["mean error of a row, SplitQuant"])[:shown]
 
 
 def input_peaks(model: nn.Module, layers: Mapping[str, nn.Module], batches: list[Any]) -> dict[str, Tensor]:
