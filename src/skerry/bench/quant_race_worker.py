@@ -84,6 +84,7 @@ def error(exact, found):
 class Skerry:
     @staticmethod
     def prepare(order):
+        import skerry.bench.quant_race
         import skerry.quant.engine
         import skerry.quant.solvers  # noqa: F401
 
