@@ -23,6 +23,16 @@ def test_noise_and_a_random_walk_have_none():
     assert find_periods(np.full(100, 3.0)) == []
 
 
+@pytest.mark.parametrize("seed", [396, 1204, 2015, *range(60)])  # the first three once looked past the longest lag
+def test_periods_of_any_short_series_are_seen_three_times(seed):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(40, 500))
+    t = np.arange(n)
+    x = np.sin(2 * np.pi * t / rng.uniform(5, n / 3)) + rng.uniform(0, 0.6) * rng.normal(size=n)
+    x += rng.uniform(0, 1) * np.sin(2 * np.pi * t / rng.uniform(4, n / 2))
+    assert all(2 <= period <= n // 3 + 1 for period in find_periods(x))
+
+
 def test_level_and_cycles_leave_nothing_but_the_outlier():
     t = np.arange(1_200)
     x = 10 + 3 * np.sin(2 * np.pi * t / 24) + np.sin(2 * np.pi * t / 168)

@@ -75,8 +75,8 @@ def _strongest(x: NDArray[np.float64]) -> int | None:
     # a later multiple that is as high places it better than its own blunt peak
     for k in range(2, (longest - 2) // (period + 1) + 1):
         reach = min(k, max(1, period // 4))
-        near = np.arange(k * period - reach, k * period + reach + 1)
-        if r[near].max() >= 0.95 * r[period]:
+        near = np.arange(k * period - reach, min(k * period + reach + 1, len(r)))  # the period may have grown
+        if near.size and r[near].max() >= 0.95 * r[period]:
             period = round(int(near[r[near].argmax()]) / k)
     return period
 
