@@ -61,8 +61,9 @@ def use_threads(n: int | None) -> None:
     """Hold every compiled loop, BLAS and polars to ``n`` threads; must run before they are imported."""
     if n is None:
         return
-    for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
-        os.environ[name] = str(n)
+    for name in ("NUMBA", "OMP", "MKL", "OPENBLAS"):
+        os.environ[f"{name}_NUM_THREADS"] = str(n)
+    os.environ["POLARS_MAX_THREADS"] = str(n)
 
 
 def usable_engine(engine: str) -> None:

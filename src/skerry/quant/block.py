@@ -304,6 +304,7 @@ def _observe(
     """
     if not block.count:
         return [LayerStatistics() for _ in groups], None
+    probed = probed or twin is not None  # which sets its own recordings beside the probes'
     collectors = [StatisticsCollector(needs, group.name) for group in groups]
     current: list[Tensor | None] = [None]
     calls: Counter[str] = Counter()  # of the batch that runs
@@ -345,7 +346,7 @@ def _observe(
                     block.run(b)
             else:
                 output = block.run(b)
-                short = not probed and twin is None and len(calls) == len(collectors) == calls.total()
+                short = not probed and len(calls) == len(collectors) == calls.total()
     return [collector.finish() for collector in collectors], output
 
 
