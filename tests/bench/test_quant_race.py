@@ -66,6 +66,7 @@ def test_absent_peers_and_failures_are_said(order, monkeypatch, tmp_path):
     for variable, _ in quant_race.PYTHONS.values():
         monkeypatch.delenv(variable, raising=False)
     found, notes = quant_race._libraries()
+    assert {quant_race.REPORTED, *quant_race.PYTHONS} < worker.LIBRARIES.keys()
     assert list(found) == ["skerry", quant_race.REPORTED] and any("set SKERRY_QUANTO" in note for note in notes)
     monkeypatch.setenv("SKERRY_QUANTO", str(tmp_path / "python"))
     assert any("names no Python that has optimum-quanto" in note for note in quant_race._libraries()[1])

@@ -119,8 +119,13 @@ def _study(
     figures: dict[tuple[int, str], dict[str, Any]] = {}
     with torch.no_grad():
         for size in sizes:
-            for name, copies, bits in _paths(size, seed):
-                row: dict[str, Any] = {"inputs = outputs": size, "path": name, "bits per weight": bits}
+            for name, kernel, copies, bits in _paths(size, seed):
+                row: dict[str, Any] = {
+                    "inputs = outputs": size,
+                    "path": name,
+                    "kernel": kernel,
+                    "bits per weight": bits,
+                }
                 for t in tokens:
                     x = torch.randn(t, size, generator=torch.Generator().manual_seed(seed))
                     x[:, 5] *= 20.0
@@ -152,40 +157,39 @@ def _study(
 
 
 def _paths(size: int, seed: int):
-    """Yield (name, calls on copies of the layer, bits per weight held)."""
+    """Yield (name, kernel chosen on this processor, calls on copies of the layer, bits per weight held)."""
     import torch
 
     from skerry.quant.activation import TokenDynamic
     from skerry.quant.formats.mixed_decomposition import MixedInt8, OutlierSplit
     from skerry.quant.numerics import AffineGrid
     from skerry.quant.parts import LowRank, Solved
-    from skerry.quant.runtime.choose import kernel_class
+    from skerry.quant.runtime.choose import choose
 
     g = torch.Generator().manual_seed(seed)
     W = torch.randn(size, size, generator=g)
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         weights = [W.to(dtype) for _ in range(_copies(size * size * dtype.itemsize))]
-        yield name, [lambda x, w=w: torch.nn.functional.linear(x, w) for w in weights], 8.0 * dtype.itemsize
+        calls = [lambda x, w=w: torch.nn.functional.linear(x, w) for w in weights]
+        yield name, "torch", calls, 8.0 * dtype.itemsize
     branch = LowRank(torch.randn(size, 32, generator=g).bfloat16(), torch.randn(32, size, generator=g).bfloat16())
     four = AffineGrid(4, group_size=128, scale_dtype="bfloat16").quantize(W)
-    cases: list[tuple[str, str, Solved, Any]] = [
-        ("W8A8, a scale a token", "w8a8", Solved(AffineGrid(8).quantize(W)), TokenDynamic(8)),
-        ("W8A8 and a branch of rank 32", "w8a8", Solved(AffineGrid(8).quantize(W), low_rank=branch), TokenDynamic(8)),
-        ("LLM.int8", "mixed_int8", Solved(MixedInt8().quantize(W)), OutlierSplit()),
-        ("LLM.int8, no outlier", "mixed_int8", Solved(MixedInt8().quantize(W)), OutlierSplit(1e9)),
-        ("W8A16", "w8a16", Solved(AffineGrid(8).quantize(W)), None),
-        ("W4A16, groups of 128", "w4a16", Solved(four), None),
-        ("W4A16 and a branch of rank 32", "w4a16", Solved(four, low_rank=branch), None),
-        ("W4A8, a scale a row", "w8a8", Solved(AffineGrid(4).quantize(W)), TokenDynamic(8)),
+    cases: list[tuple[str, Solved, Any]] = [
+        ("W8A8, a scale a token", Solved(AffineGrid(8).quantize(W)), TokenDynamic(8)),
+        ("W8A8 and a branch of rank 32", Solved(AffineGrid(8).quantize(W), low_rank=branch), TokenDynamic(8)),
+        ("LLM.int8", Solved(MixedInt8().quantize(W)), OutlierSplit()),
+        ("LLM.int8, no outlier", Solved(MixedInt8().quantize(W)), OutlierSplit(1e9)),
+        ("W8A16", Solved(AffineGrid(8).quantize(W)), None),
+        ("W4A16, groups of 128", Solved(four), None),
+        ("W4A16 and a branch of rank 32", Solved(four, low_rank=branch), None),
+        ("W4A8, a scale a row", Solved(AffineGrid(4).quantize(W)), TokenDynamic(8)),
     ]
-    for label, name, solved, activation in cases:
-        kind = kernel_class(name)
-        if not kind.matches(solved, activation):
-            continue
+    for label, solved, activation in cases:
+        kind = choose(solved, activation)
         first = kind.prepare(solved, activation)
         copies = [first] + [kind.prepare(solved, activation) for _ in range(_copies(first.nbytes) - 1)]
         extra = 0 if solved.low_rank is None else solved.low_rank.nbytes
-        yield label, copies, 8.0 * (first.nbytes + extra) / (size * size)
+        yield label, kind.name, copies, 8.0 * (first.nbytes + extra) / (size * size)
 
 
 def _copies(nbytes: int) -> int:
