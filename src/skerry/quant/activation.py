@@ -83,6 +83,8 @@ class TensorDynamic(_Dynamic):
 
     def fake(self, x: Tensor) -> Tensor:
         """Return ``x`` (..., in) rounded."""
+        if not x.numel():
+            return x
         y = x.float()
         return _rounded(y, y.amin(), y.amax(), self.bits, self.symmetric).to(x.dtype)
 

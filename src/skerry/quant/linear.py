@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from skerry.core.errors import ModelError
 from skerry.deep.hadamard import fast_hadamard, has_hadamard
-from skerry.quant.parts import ActivationQuantizer, Solved
+from skerry.quant.parts import ActivationQuantizer, Solved, device_of, on_device
 
 __all__ = ["BlockRotation", "InputAffine", "PreparedLinear", "QuantizedLinear", "played"]
 
@@ -183,7 +183,8 @@ class QuantizedLinear(nn.Module):
     Notes
     -----
     Until :meth:`set_kernel` is called the layer computes with its dequantized weight, the reference that every
-    kernel is tested against. The low-rank branch sees the changed but unrounded input.
+    kernel is tested against. The low-rank branch sees the changed but unrounded input. ``to``, ``cuda`` and the like
+    move the stored parts too and prepare the kernel anew where they go; dtypes are those of the format and stay.
     """
 
     def __init__(
@@ -202,6 +203,7 @@ class QuantizedLinear(nn.Module):
         self.kernel: Any = None
         self._dense: tuple[Tensor, Tensor | None] | None = None
         self._keep_dense = False
+        self._device = device_of(solved.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output (..., out) in the dtype of ``x``."""
@@ -215,6 +217,22 @@ class QuantizedLinear(nn.Module):
         if extra is not None:
             y = y + nn.functional.linear(x, extra)
         return y
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
+        super()._apply(fn, recurse)
+        device = fn(torch.empty(0, device=self._device)).device
+        if device != self._device:
+            had_kernel, solved = self.kernel is not None, self.solved
+            self.kernel, self._dense, self._device = None, None, device
+            self._solved, self.activation, self.before = (
+                on_device(solved, device), on_device(self.activation, device),
+                tuple(on_device(change, device) for change in self.before),
+            )  # fmt: skip
+            if had_kernel:
+                from skerry.quant.runtime.choose import prepare_kernel
+
+                self.set_kernel(prepare_kernel(self._solved, self.activation, self.bias))
+        return self
 
     def dequantized(self) -> nn.Linear:
         """Return a float32 ``nn.Linear`` of the stored weight, without ``before`` and without input rounding."""

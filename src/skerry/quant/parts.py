@@ -8,7 +8,7 @@ frozen dataclasses of plain values (they become JSON in the checkpoint); what wa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -33,7 +33,24 @@ __all__ = [
     "SparseColumns",
     "SparseEntries",
     "Transform",
+    "device_of",
+    "on_device",
 ]
+
+
+def device_of(weight: QuantizedTensor) -> torch.device:
+    """Return where the weight's codes lie."""
+    held = (getattr(weight, name, None) for name in ("codes", "packed", "values"))
+    return next((t.device for t in held if t is not None), torch.device("cpu"))
+
+
+def on_device(part: Any, device: torch.device) -> Any:
+    """Return a part (a tensor, a dataclass of them, or anything else as it is) with its tensors on ``device``."""
+    if isinstance(part, Tensor):
+        return part.to(device)
+    if not is_dataclass(part) or isinstance(part, type):
+        return part
+    return replace(part, **{f.name: on_device(getattr(part, f.name), device) for f in fields(part)})
 
 
 @runtime_checkable

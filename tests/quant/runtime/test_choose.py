@@ -30,8 +30,8 @@ def test_default_order():
 
 
 def test_without_exact_products_sums_of_pairs_or_bfloat16(monkeypatch):
-    monkeypatch.setattr("skerry.quant.runtime.w8a8.int8_products", lambda: False)
-    monkeypatch.setattr("skerry.quant.runtime.mixed_int8.int8_products", lambda: False)
+    monkeypatch.setattr("skerry.quant.runtime.w8a8.int8_products", lambda device: False)
+    monkeypatch.setattr("skerry.quant.runtime.mixed_int8.int8_products", lambda device: False)
     eight = Solved(AffineGrid(8).quantize(W))
     assert choose(eight, TokenDynamic(8)).name == "int8_exact"
     assert choose(eight, OutlierSplit()).name == "w8a16"

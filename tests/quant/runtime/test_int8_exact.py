@@ -100,7 +100,7 @@ def test_the_stored_weight_comes_back_and_others_are_refused():
 
 
 def test_models_use_it_where_products_saturate(monkeypatch, tiny, inputs):
-    monkeypatch.setattr("skerry.quant.runtime.w8a8.int8_products", lambda: False)
+    monkeypatch.setattr("skerry.quant.runtime.w8a8.int8_products", lambda device: False)
     monkeypatch.setattr("skerry.quant.runtime.choose.known_costs", lambda: None)
     found, batch = quant.quantize(tiny("llama"), "rtn", "w8a8"), inputs("llama")[0]
     with torch.no_grad():

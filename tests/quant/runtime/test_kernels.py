@@ -290,7 +290,7 @@ def test_many_tokens_in_either_float_type(kind, group_size, symmetric, monkeypat
     """Blocks are multiplied in what the processor does quickest; float32 adds no rounding of its own."""
     kernels = [(Int8WeightLinear, 8)] + ([(Int4Linear, 4)] if int4_products() else [])
     for kernel, bits in kernels:
-        monkeypatch.setattr(f"{kernel.__module__}.product_dtype", lambda: kind)
+        monkeypatch.setattr(f"{kernel.__module__}.product_dtype", lambda device="cpu": kind)
         solved = Solved(AffineGrid(bits, symmetric, group_size).quantize(weight()))
         half = kind == torch.bfloat16
         x = inputs(64)

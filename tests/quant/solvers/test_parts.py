@@ -44,12 +44,12 @@ def test_the_engine_runs_it(tiny, inputs, solver):
 
 
 def test_results_go_where_the_weight_was(make_layer):
-    from skerry.quant.solvers.layer import moved
+    from skerry.quant.parts import on_device
 
     layer = make_layer(16, 32)
     grid = AffineGrid(3, symmetric=False, group_size=16)
     for solver in ALL[:-1]:
-        away = moved(solver.solve(layer.W, layer.statistics, grid), torch.device("meta"))
+        away = on_device(solver.solve(layer.W, layer.statistics, grid), torch.device("meta"))
         assert away.weight.dequantize().device.type == "meta"
         assert away.sparse is None or away.sparse.values.device.type == "meta"
         assert away.weight.shape == (16, 32)

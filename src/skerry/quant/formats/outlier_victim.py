@@ -117,7 +117,7 @@ class OutlierVictim:
         threshold = torch.maximum((mean + 3 * sigma).abs(), (mean - 3 * sigma).abs())
         floor = (rows.abs().amax() * 1e-8).clamp(min=1e-30).double()
         unit = torch.maximum(threshold / codec.normal_max, floor).cpu()
-        tried = (unit * (torch.tensor(ratios, dtype=torch.float64) / 100)).to(_DTYPES[self.scale_dtype])
+        tried = (unit * (unit.new_tensor(ratios) / 100)).to(_DTYPES[self.scale_dtype])
         errors = torch.from_numpy(
             victim_errors(
                 np.ascontiguousarray(rows.cpu().numpy()),

@@ -75,8 +75,8 @@ class SplitGrid:
         W = W.detach().float()
         masks, boundaries = value_masks(W, self.clusters)
         parts = [self.grid.quantize(W * mask) for mask in masks]
-        ids = torch.zeros(W.shape, dtype=torch.int8)
-        codes = torch.zeros(W.shape, dtype=torch.int8)
+        ids = torch.zeros_like(W, dtype=torch.int8)
+        codes = torch.zeros_like(ids)
         for i, (mask, part) in enumerate(zip(masks, parts, strict=True)):
             ids[mask], codes[mask] = i, part.codes[mask]
         scale = torch.stack([part.scale for part in parts])
@@ -131,7 +131,7 @@ class SplitTensor:
 
     def dequantize(self) -> Tensor:
         """Return float32 values (out, in): ``scale[part] * (code - zero[part])``."""
-        total = torch.zeros(self.shape)
+        total = torch.zeros_like(self.codes, dtype=torch.float32)
         for i in range(len(self.scale)):
             mask = self.parts == i
             total = torch.where(mask, (self.codes.float() - self.zero[i]) * self.scale[i].float(), total)
@@ -140,7 +140,7 @@ class SplitTensor:
     def layers(self) -> list[Tensor]:
         """Return the parts as dense float32 weights with exact zeros, for runtimes that only know plain layers."""
         whole = self.dequantize()
-        return [torch.where(self.parts == i, whole, torch.zeros(())) for i in range(len(self.scale))]
+        return [torch.where(self.parts == i, whole, torch.zeros_like(whole)) for i in range(len(self.scale))]
 
     def meta(self) -> dict[str, Any]:
         """Return what JSON must keep."""
@@ -192,7 +192,8 @@ def pack_parts(parts: Tensor, clusters: int) -> Tensor:
     each = IN_A_BYTE[clusters]
     flat = parts.reshape(-1).to(torch.int32)
     flat = torch.nn.functional.pad(flat, (0, -len(flat) % each)).reshape(-1, each)
-    return (flat * clusters ** torch.arange(each, dtype=torch.int32)).sum(-1).to(torch.uint8)
+    places = torch.arange(each, dtype=torch.int32, device=flat.device)
+    return (flat * clusters**places).sum(-1).to(torch.uint8)
 
 
 def unpack_parts(packed: Tensor, clusters: int, shape: tuple[int, int]) -> Tensor:
@@ -208,7 +209,8 @@ def unpack_parts(packed: Tensor, clusters: int, shape: tuple[int, int]) -> Tenso
         raise ModelError(f"parts of shape {tuple(packed.shape)} do not belong to a weight of shape {shape}")
     if int(packed.max()) >= clusters**each:
         raise ModelError("a split weight names a part that has no scale: the file is damaged")
-    numbers = (torch.arange(256)[:, None] // clusters ** torch.arange(each) % clusters).to(torch.int8)  # of every byte
+    byte, places = (torch.arange(n, device=packed.device) for n in (256, each))
+    numbers = (byte[:, None] // clusters**places % clusters).to(torch.int8)
     return numbers[packed.int()].reshape(-1)[:count].reshape(shape)
 
 
@@ -226,7 +228,7 @@ def value_masks(values: Tensor, clusters: int = 3) -> tuple[list[Tensor], list[f
     flat = values.detach().double().reshape(-1).numpy()
     centres, boundaries = kmeans_1d(flat, clusters)
     if len(centres) < clusters or clusters == 1:
-        return [torch.ones(values.shape, dtype=torch.bool)], []
+        return [torch.ones_like(values, dtype=torch.bool)], []
     edges = [float(b) for b in boundaries]
     v = values.detach().double()
     if clusters == 2:

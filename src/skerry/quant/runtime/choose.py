@@ -3,7 +3,7 @@
 The order, and why (two-core measurements in the page of this wing): the 8-bit products first, since they beat bfloat16
 at every number of tokens; then 4-bit weight-only, which wins for up to about eight tokens; then 8-bit weight-only; the
 reference for everything else. On processors without VNNI the 8-bit products saturate and do not match; sums of 16-bit
-pairs take their place.
+pairs take their place. A layer on a GPU gets the same kernels on its products, if a trial finds them there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from skerry.core.machine import processor
 from skerry.quant.activation import TokenDynamic
 from skerry.quant.formats.mixed_decomposition import MixedInt8, OutlierSplit
 from skerry.quant.numerics import AffineGrid, IntTensor
-from skerry.quant.parts import QuantizedTensor, Solved
+from skerry.quant.parts import QuantizedTensor, Solved, device_of
 
 __all__ = [
     "BUCKETS",
@@ -169,7 +169,7 @@ def choose(solved: Solved, activation: Any, *, tokens: int | None = None, table:
     True
     """
     fitting = [k for name in KERNELS if (k := kernel_class(name)).matches(solved, activation)]
-    if table is None:
+    if table is None or device_of(solved.weight).type != "cpu":  # costs are the processor's
         return fitting[0]
     buckets = BUCKETS if tokens is None else (tokens,)
 

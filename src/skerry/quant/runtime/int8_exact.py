@@ -15,7 +15,7 @@ from torch import Tensor
 from skerry.core.errors import ModelError
 from skerry.kernels.int8_dot import WIDEST, int8_dot
 from skerry.quant.activation import RoundClamp, TensorDynamic, TensorStatic, TokenDynamic
-from skerry.quant.parts import QuantizedTensor, Solved
+from skerry.quant.parts import QuantizedTensor, Solved, device_of
 from skerry.quant.runtime.extras import Extras
 from skerry.quant.runtime.int8_form import has_int8_form, int8_form
 from skerry.quant.runtime.w8a8 import whole_input
@@ -45,7 +45,7 @@ class Int8ExactLinear:
         kinds = (TokenDynamic, TensorDynamic, TensorStatic, RoundClamp)
         if not isinstance(activation, kinds) or activation.bits > 8 or not has_int8_form(solved.weight):
             return False
-        return solved.weight.shape[1] <= WIDEST
+        return solved.weight.shape[1] <= WIDEST and device_of(solved.weight).type == "cpu"
 
     @classmethod
     def prepare(cls, solved: Solved, activation: Any, bias: Tensor | None = None) -> Int8ExactLinear:

@@ -13,7 +13,7 @@ from skerry.quant.formats.outlier_victim import VictimTensor
 from skerry.quant.numerics import IntTensor
 from skerry.quant.parts import QuantizedTensor
 
-__all__ = ["Int8Form", "has_int8_form", "int8_form", "on_cpu"]
+__all__ = ["Int8Form", "has_int8_form", "int8_form"]
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,13 @@ class Int8Form:
 
 
 def has_int8_form(weight: QuantizedTensor) -> bool:
-    """Return whether :func:`int8_form` gives something that the kernels of this folder, all for CPUs, can take."""
-    if not on_cpu(weight):
-        return False
+    """Return whether :func:`int8_form` gives something."""
     if isinstance(weight, IntTensor):
         grid = weight.grid
         return grid.group_size == 0 or (grid.axis == 1 and grid.group_size in (-1, weight.shape[1]))
     if isinstance(weight, VictimTensor):
         return weight.codec.largest <= 127
     return isinstance(weight, MixedInt8Tensor)
-
-
-def on_cpu(weight: QuantizedTensor) -> bool:
-    """Return whether the weight's codes lie in the memory of the CPU."""
-    held = getattr(weight, "codes", getattr(weight, "packed", None))
-    return held is None or held.device.type == "cpu"
 
 
 def int8_form(weight: QuantizedTensor) -> Int8Form | None:

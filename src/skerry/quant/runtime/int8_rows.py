@@ -9,7 +9,7 @@ import torch
 from skerry.core.errors import ModelError
 from skerry.quant.parts import QuantizedTensor, Solved
 from skerry.quant.runtime.int8_form import int8_form
-from skerry.quant.runtime.packing import PackedInt8
+from skerry.quant.runtime.packing import packed_int8
 
 __all__ = ["Int8Rows"]
 
@@ -24,7 +24,7 @@ class Int8Rows:
         if form is None or not self.matches(solved, activation):
             raise ModelError(f"{self.name}: this kernel does not fit {solved.weight.kind} weights with {activation!r}")
         self.activation = activation
-        self.packed = PackedInt8(form.codes)
+        self.packed = packed_int8(form.codes)
         self.scale, self.zero, self._rebuild = form.scale, form.zero, form.rebuild
         # what an input's zero point multiplies: the row sums of (codes - zero)
         self.row_sum = form.codes.sum(1, dtype=torch.int64).float()

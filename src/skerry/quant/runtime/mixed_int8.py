@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from skerry.quant.formats.mixed_decomposition import MixedInt8Tensor, OutlierSplit
-from skerry.quant.parts import Solved, SparseColumns
+from skerry.quant.parts import Solved, SparseColumns, device_of
 from skerry.quant.runtime.capability import int8_products
 from skerry.quant.runtime.extras import Extras
 from skerry.quant.runtime.int8_form import has_int8_form
@@ -48,7 +48,9 @@ class MixedInt8Kernel(Int8Rows):
     @classmethod
     def matches(cls, solved: Solved, activation: Any) -> bool:
         """Return whether this weight and input quantizer can be multiplied here."""
-        if not isinstance(activation, OutlierSplit) or not has_int8_form(solved.weight) or not int8_products():
+        if not isinstance(activation, OutlierSplit) or not has_int8_form(solved.weight):
+            return False
+        if not int8_products(device_of(solved.weight).type):
             return False
         if activation.mode == "dynamic":
             return solved.sparse is None
@@ -82,8 +84,8 @@ class MixedInt8Kernel(Int8Rows):
         reads = len(outliers) and self.kept is None
         inputs = unsigned(codes)
         if reads:
-            unit = torch.full((len(outliers), flat.shape[1]), 128, dtype=torch.uint8)
-            unit[torch.arange(len(outliers)), outliers] = 129
+            unit = inputs.new_full((len(outliers), flat.shape[1]), 128)
+            unit.scatter_(1, outliers[:, None], 129)
             inputs = torch.cat((inputs, unit))
         shifted = zero is not None or self.zero is not None  # whole numbers then cancel exactly before they are scaled
         product = self.packed.product(inputs, None if shifted else self.scale)

@@ -17,10 +17,9 @@ from torch.nn.functional import pad
 
 from skerry.core.errors import ModelError
 from skerry.quant.numerics import IntTensor
-from skerry.quant.parts import QuantizedTensor, Solved
+from skerry.quant.parts import QuantizedTensor, Solved, device_of
 from skerry.quant.runtime.capability import int4_products, product_dtype
 from skerry.quant.runtime.extras import Extras
-from skerry.quant.runtime.int8_form import on_cpu
 from skerry.quant.runtime.packing import PackedInt4
 
 __all__ = ["Int4Linear"]
@@ -55,11 +54,11 @@ class Int4Linear:
         out = weight.shape[0]
         size = self._group(weight)
         scale = weight.scale.float().expand(out, -1)
-        zero = torch.zeros(out, 1) if weight.zero is None else weight.zero.float().expand(out, -1)
+        zero = scale.new_zeros(out, 1) if weight.zero is None else weight.zero.float().expand(out, -1)
         if size is None:
             self.row_scale = scale[:, 0].contiguous()
             size = self.packed.columns
-            scale = torch.ones(out, 1)
+            scale = scale.new_ones(out, 1)
         self.group = next(g for g in (256, 128, 64, 32) if size % g == 0)
         repeats = self.packed.columns // self.group // scale.shape[1]
         scale, shift = (t.expand_as(scale).repeat_interleave(repeats, 1) for t in (scale, -zero * scale))
@@ -70,7 +69,7 @@ class Int4Linear:
     def matches(cls, solved: Solved, activation: Any) -> bool:
         """Return whether this weight can be multiplied here; any input quantizer will do."""
         weight = solved.weight
-        if not isinstance(weight, IntTensor) or weight.grid.bits > 4 or not on_cpu(weight) or not int4_products():
+        if not isinstance(weight, IntTensor) or weight.grid.bits > 4 or not int4_products(device_of(weight).type):
             return False
         grid = weight.grid
         return grid.group_size == 0 or (grid.axis == 1 and (grid.group_size == -1 or grid.group_size % 32 == 0))
@@ -97,7 +96,7 @@ class Int4Linear:
         sent = rounded.bfloat16()
         padded = pad(sent, (0, self.packed.columns - self.packed.width))
         if not len(flat):
-            y = torch.zeros(0, self.packed.out)
+            y = flat.new_zeros(0, self.packed.out, dtype=torch.float32)
         elif len(flat) >= self.many and self.packed.lanes:
             y = self._by_blocks(padded)
         else:
@@ -125,7 +124,7 @@ class Int4Linear:
         return found, shift if bool(shift.any()) else None
 
     def _by_blocks(self, x: Tensor) -> Tensor:
-        y, kind = torch.empty(len(x), self.packed.rows), product_dtype()
+        y, kind = x.new_empty(len(x), self.packed.rows, dtype=torch.float32), product_dtype()
         x, lanes = x.to(kind), self.packed.lanes
         for start in range(0, self.packed.rows, OUTPUTS):
             part = slice(start, min(start + OUTPUTS, self.packed.rows))

@@ -15,7 +15,7 @@ from skerry.quant.numerics import IntTensor
 from skerry.quant.parts import QuantizedTensor, Solved
 from skerry.quant.runtime.capability import product_dtype
 from skerry.quant.runtime.extras import Extras
-from skerry.quant.runtime.int8_form import has_int8_form, int8_form, on_cpu
+from skerry.quant.runtime.int8_form import has_int8_form, int8_form
 
 __all__ = ["Int8WeightLinear"]
 
@@ -44,7 +44,7 @@ class Int8WeightLinear:
             self.codes, self.rebuild = weight.codes, lambda codes: replace(shell, codes=codes)
             self.group_scale = weight.scale.float()
             self.zero = None if weight.zero is None else weight.zero.float()
-        self._ones = torch.ones(len(self.codes), dtype=torch.bfloat16)
+        self._ones = torch.ones(len(self.codes), dtype=torch.bfloat16, device=self.codes.device)
         self.extras = Extras(solved, bias)
 
     @classmethod
@@ -53,7 +53,7 @@ class Int8WeightLinear:
         weight = solved.weight
         if isinstance(weight, MixedInt8Tensor) and weight.kept is not None:
             return False  # its outlier columns are not the codes
-        return has_int8_form(weight) or (isinstance(weight, IntTensor) and weight.grid.axis == 1 and on_cpu(weight))
+        return has_int8_form(weight) or (isinstance(weight, IntTensor) and weight.grid.axis == 1)
 
     @classmethod
     def prepare(cls, solved: Solved, activation: Any, bias: Tensor | None = None) -> Int8WeightLinear:
@@ -86,12 +86,13 @@ class Int8WeightLinear:
     def _by_rows(self, x: Tensor) -> Tensor:
         if (
             self.zero is None
+            and x.device.type == "cpu"
             and 0 < len(x) < self.many
             and self.codes.shape[0] % 16 == 0
             and self.codes.shape[1] % 32 == 0
         ):
             return torch.ops.aten._weight_int8pack_mm(x, self.codes, self._ones).float()
-        y, kind = torch.empty(len(x), len(self.codes)), product_dtype()
+        y, kind = x.new_empty(len(x), len(self.codes), dtype=torch.float32), product_dtype(x.device.type)
         x = x.to(kind)
         for start in range(0, len(self.codes), ROWS):
             part = slice(start, start + ROWS)
@@ -102,13 +103,13 @@ class Int8WeightLinear:
     def _grouped(self, x: Tensor) -> Tensor:
         assert self.group_scale is not None
         groups = self.group_scale.shape[1]
-        y, kind = torch.empty(len(x), len(self.codes)), product_dtype()
+        y, kind = x.new_empty(len(x), len(self.codes), dtype=torch.float32), product_dtype(x.device.type)
         x = x.to(kind)
         for start in range(0, len(self.codes), ROWS):
             part = slice(start, start + ROWS)
             codes = self.codes[part].unflatten(1, (groups, -1))
             values = codes if self.zero is None else codes - self.zero[part, :, None]
-            weight = torch.empty(codes.shape, dtype=kind)
+            weight = x.new_empty(codes.shape)
             torch.mul(values, self.group_scale[part, :, None], out=weight)
             y[:, part] = x @ weight.flatten(1).T
         return y

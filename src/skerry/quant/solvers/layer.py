@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +20,7 @@ from skerry.core.errors import ModelError, SkerryWarning
 from skerry.kernels import quantization_columns as kernel
 from skerry.kernels.threads import threads_for
 from skerry.quant.numerics import AffineGrid, IntTensor
-from skerry.quant.parts import Solved
+from skerry.quant.parts import Solved, on_device
 from skerry.quant.statistics import LayerStatistics
 
 __all__ = [
@@ -53,18 +53,9 @@ def on_the_weights_device(solve: Solve) -> Solve:
 
     @functools.wraps(solve)
     def solved(self: Any, W: Tensor, *arguments: Any, **keywords: Any) -> Solved:
-        return moved(solve(self, W, *arguments, **keywords), W.device)
+        return on_device(solve(self, W, *arguments, **keywords), W.device)
 
     return solved  # type: ignore[return-value]
-
-
-def moved(part: Any, device: torch.device) -> Any:
-    """Return a part with all its tensors on ``device``."""
-    if isinstance(part, Tensor):
-        return part.to(device)
-    if device.type == "cpu" or not is_dataclass(part) or isinstance(part, type):
-        return part
-    return replace(part, **{f.name: moved(getattr(part, f.name), device) for f in fields(part)})
 
 
 def checked(W: Tensor, name: str) -> Tensor:
