@@ -1,15 +1,17 @@
-"""What the sub-commands share: progress on stderr, warnings as notes, threads."""
+"""What the sub-commands share: progress on stderr, warnings as notes, findings handed out, threads."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["at_hand", "progress", "quiet_warnings", "usable_engine", "use_threads"]
+__all__ = ["at_hand", "hand_out", "progress", "quiet_warnings", "usable_engine", "use_threads"]
 
 
 def at_hand(*paths: Path | None) -> None:
@@ -55,6 +57,28 @@ def quiet_warnings(enabled: bool = True) -> Iterator[list[str]]:
             yield lines
         finally:
             lines.extend(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, SkerryWarning)))
+
+
+def hand_out(
+    findings: Any,
+    show: Callable[[], None],
+    as_json: bool,
+    *,
+    scores: Path | None,
+    report: Path | None,
+    model: Path | None,
+) -> None:
+    """Write the report; print the findings as JSON, or with ``show`` and then what was written where."""
+    findings.command = shlex.join(["skerry", *sys.argv[1:]])
+    if report is not None:
+        findings.to_html(report)
+    if as_json:
+        sys.stdout.write(findings.to_json() + "\n")
+        return
+    show()
+    for kind, where in (("scores", scores), ("report", report), ("model", model)):
+        if where is not None:
+            print(f"{kind}: {where}")
 
 
 def use_threads(n: int | None) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skerry.app.console import progress, quiet_warnings, usable_engine, use_threads
+from skerry.app.console import hand_out, progress, quiet_warnings, usable_engine, use_threads
 from skerry.app.detect_table import print_findings
 
 if TYPE_CHECKING:
@@ -178,16 +176,7 @@ def detect(
         if save_model is not None:
             save(keep[0], save_model)
     findings.notes.extend(warned)
-    findings.command = shlex.join(["skerry", *sys.argv[1:]])
-    if report is not None:
-        findings.to_html(report)
-    if as_json:
-        sys.stdout.write(findings.to_json() + "\n")
-        return
-    print_findings(findings, explain)
-    for kind, where in (("scores", out), ("report", report), ("model", save_model)):
-        if where is not None:
-            typer.echo(f"{kind}: {where}")
+    hand_out(findings, lambda: print_findings(findings, explain), as_json, scores=out, report=report, model=save_model)
 
 
 def _saved(path: Path, kind: str) -> TableModel | SeriesModel:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import re
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from skerry.app.console import progress, quiet_warnings
+from skerry.app.console import hand_out, progress, quiet_warnings
 
 if TYPE_CHECKING:
     from skerry.core.series_findings import SeriesFindings
@@ -85,16 +81,7 @@ def detect_series(
         findings.notes.insert(0, f"read as a series: {words}")
     findings.notes.extend(warned)
     findings.notes = [as_options(note) for note in findings.notes]
-    findings.command = shlex.join(["skerry", *sys.argv[1:]])
-    if report is not None:
-        findings.to_html(report)
-    if as_json:
-        sys.stdout.write(findings.to_json() + "\n")
-        return
-    _print(findings, explain)
-    for kind, where in (("scores", out), ("report", report), ("model", save_model)):
-        if where is not None:
-            typer.echo(f"{kind}: {where}")
+    hand_out(findings, lambda: _print(findings, explain), as_json, scores=out, report=report, model=save_model)
 
 
 def as_options(text: str) -> str:

@@ -37,7 +37,7 @@ def run(quick: bool, data: Path, seed: int, progress: Callable[[str], None], enc
         if not encoder:
             progress("training")
             started, small = time.perf_counter(), {"steps": 20, "length": 64, "n_kernels": 4} if quick else TRAINING
-            pretrain(path, seed=seed, **small)
+            pretrain(path, seed=seed, **small, on_progress=lambda i, loss: progress(f"training: step {i}, {loss:.3f}"))
             took = f" in {time.perf_counter() - started:.0f} s on one thread"
         digest, size, training = _told(path)
         encoders = {"bank": "convolutional", "never trained": str(untrained), "trained": str(path)}
