@@ -123,8 +123,11 @@ class AffineGrid:
             low, high = view.amin(-1), view.amax(-1)
             if self.axis == 0 and self.group_size:
                 low, high = low.T, high.T
+            largest = torch.maximum(-low.amin(), high.amax())
+        else:
+            largest = torch.maximum(-W.amin(), W.amax())
         low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
-        floor = (W.abs().amax() * FLOOR).clamp(min=1e-30)
+        floor = (largest * FLOOR).clamp(min=1e-30)
         dtype = _DTYPES[self.scale_dtype]
         if self.symmetric:
             top = torch.maximum(-low, high)
@@ -136,18 +139,18 @@ class AffineGrid:
 
     def codes(self, W: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
         """Return int8 codes of ``W`` (out, in), rounded half to even and clamped."""
-        s = self.expand(scale, W.shape).float()
-        q = torch.round(W.float() / s)
+        w, s = self._aligned(W, scale)
+        q = (w.float() / s.float()).round_()
         if zero is not None:
-            q = q + self.expand(zero, W.shape)
-        return q.clamp(self.qmin, self.qmax).to(torch.int8)
+            q.add_(self._aligned(W, zero)[1])
+        return q.clamp_(self.qmin, self.qmax).to(torch.int8).reshape(W.shape)
 
     def values(self, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
         """Return float32 values of codes (out, in)."""
-        q = codes.float()
+        q, s = self._aligned(codes.to(torch.float32, copy=True), scale)
         if zero is not None:
-            q = q - self.expand(zero, codes.shape)
-        return q * self.expand(scale, codes.shape).float()
+            q.sub_(self._aligned(codes, zero)[1])
+        return q.mul_(s.float()).reshape(codes.shape)
 
     def quantize(self, W: Tensor, scale: Tensor | None = None, zero: Tensor | None = None) -> IntTensor:
         """Round ``W`` (out, in) to the nearest grid point, on its own min-max grid or the one given."""
@@ -176,6 +179,13 @@ class AffineGrid:
         groups = 1 if self.group_size == 0 else out * inputs // self.group_of(shape)
         side = 8 * _DTYPES[self.scale_dtype].itemsize + (0 if self.symmetric else self.bits)
         return self.bits + groups * side / (out * inputs)
+
+    def _aligned(self, W: Tensor, parameter: Tensor) -> tuple[Tensor, Tensor]:
+        """Return views of a weight (out, in) and of its scale or zero point that broadcast: nothing is repeated."""
+        if self.group_size <= 0:
+            return W, parameter
+        groups = W.unflatten(self.axis, (-1, self.group_size))
+        return groups, parameter.unsqueeze(self.axis + 1)
 
     def _grouped(self, W: Tensor) -> Tensor:
         if self.group_size == 0:
