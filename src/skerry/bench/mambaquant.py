@@ -138,8 +138,9 @@ def _sight(lab: VimLab) -> str:
     return (
         f"Vision Mamba: {model.num_hidden_layers} blocks of width {model.hidden_size}, {model.state_size} states, both "
         f"directions; {100 * share:.1f} % of {len(lab.labels)} test images right, loss {loss:.3f} nats; one image "
-        f"is {100 / len(lab.labels):.2f} points, below 0 more are right than before. MambaQuant as the paper has it for images: the gate and the states' "
-        "channels smoothed, the time step's path centred."
+        f"is {100 / len(lab.labels):.2f} points, below 0 more are right than before. "
+        "MambaQuant as the paper has it for images: the gate and the states' channels smoothed, the time step's path "
+        "centred."
     )
 
 
