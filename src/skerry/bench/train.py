@@ -92,13 +92,13 @@ def run(
         "dynamic scale for a tensor (t) or a token (k), static: one asymmetric scale from 16 batches. 'in' is what "
         "norms feed, 'ao' the attention's output projection, 'ffn' the second layer of the FFN; these three round "
         "activations alone.",
-        "No BOS is another distribution of data: its loss compares with no other row.",
         f"Training took {tables.cpu_minutes(found):.0f} minutes of one core each in all, contended; the time below "
-        "is that of this command, which found runs in the cache.",
+        "is that of this command alone: runs that the cache has are not trained again.",
         *([f"Stopped by the budget: {'; '.join(cut)}."] if cut else []),
     ]
     if first == "backcopy":
         notes.append(
+            "No BOS is another distribution of data: its loss compares with no other row. "
             "Bigram-Backcopy: 3 layers of 64, two heads, 16 x 48 characters a step, constant learning rate 3e-3 (SGD "
             "0.05), no decay, 2000 steps. Bytes: 4 layers, 16 x 64 bytes, cosine, decay 0.1, 1000 steps."
         )

@@ -21,7 +21,7 @@ from skerry.quant.numerics import AffineGrid
 from skerry.quant.parts import LowRank, Solved, SparseColumns, SparseEntries, device_of, on_device
 from skerry.quant.runtime import capability, int8_rows, mixed_int8, w8a8
 from skerry.quant.runtime.mixed_int8 import MixedInt8Kernel
-from skerry.quant.runtime.packing import PlainInt8
+from skerry.quant.runtime.packing import PackedInt4, PlainInt8
 from skerry.quant.runtime.reference import Reference
 from skerry.quant.runtime.w4a16 import Int4Linear
 from skerry.quant.runtime.w8a8 import Int8Linear
@@ -191,3 +191,12 @@ def test_products_that_a_device_lacks_are_found_missing():
     assert not capability.int8_products("meta")
     assert not capability.int4_products("meta")
     assert capability.product_dtype("meta") == torch.bfloat16
+
+
+@pytest.mark.parametrize(("tokens", "out", "width"), [(0, 33, 47), (1, 33, 47), (17, 64, 64), (40, 128, 256)])
+def test_shapes_that_the_products_of_gpus_take(tokens, out, width):
+    codes = torch.zeros(out, width, dtype=torch.int8, device=META)
+    product = PlainInt8(codes).product(torch.zeros(tokens, width, dtype=torch.uint8, device=META))
+    assert product.shape == (tokens, out) and product.dtype == torch.float32
+    packed = PackedInt4(codes)  # torch checks the tiles, here too
+    assert packed.lanes == 0 and packed.nbytes == packed.rows * packed.columns // 2

@@ -141,9 +141,7 @@ class PackedInt4:
         scales = torch.ones(self.columns // 32, self.rows, 2, dtype=torch.bfloat16, device=device)
         scales[..., 1] = 0.0
         found = torch.empty(self.out, self.width, dtype=torch.int8, device=device)
-        for columns in torch.arange(self.width, device=device).split(
-            CHUNK
-        ):  # a layout unknown to us: products with unit vectors
+        for columns in torch.arange(self.width, device=device).split(CHUNK):  # a layout unknown to us: unit vectors
             unit = torch.nn.functional.one_hot(columns, self.columns).bfloat16()
             found[:, columns[0] : columns[-1] + 1] = self.product(unit, 32, scales)[:, : self.out].T.to(torch.int8)
         return found
